@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-label-studio test-families test-faults lint results small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart recipes clean
+.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-label-studio test-families test-faults lint results ablations small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart recipes clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -160,6 +160,9 @@ small-models: $(READY)  ## train the shipped policy and judges again from scratc
 	printf '%s\n' judge-a judge-b policy | OMP_NUM_THREADS=1 xargs -P 2 -I NAME \
 		$(BIN)/clincot small-models --work runs/small-models --out runs/small-models/out --only NAME
 	$(BIN)/clincot small-models --work runs/small-models --out runs/small-models/out
+
+ablations: $(READY)  ## change one part of the recipe at a time, over three seeds; a stopped run goes on (up to 3 hours; SEEDS="0 1 2")
+	$(BIN)/python -m benchmarks.ablations --run runs/ablations --seeds $(or $(SEEDS),0 1 2)
 
 vqa-rad: $(READY)  ## run one round on real VQA-RAD questions (VQA_RAD=folder of the release)
 	$(BIN)/python -m clincot.demo --run runs/vqa-rad --vqa-rad $(or $(VQA_RAD),../shared/data/vqa-rad)

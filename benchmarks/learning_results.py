@@ -18,19 +18,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.policy_outcomes import PolicyOutcomes, read_policy_outcomes
 from benchmarks.results_chart import render_results_chart
-from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.datasets.folder import load_questions, load_references
 from clincot.demo.walkthrough import plan_radiograph_rounds
-from clincot.evaluation.intervals import cluster_wilson_interval, paired_difference
-from clincot.evaluation.paired import PairedMetric
-from clincot.jsonl import atomic_write, read_json_model, read_records, write_json
-from clincot.records import Decision, Interval, Outcome
+from clincot.evaluation.intervals import cluster_wilson_interval
+from clincot.jsonl import atomic_write, read_json_model, write_json
+from clincot.records import Decision, Interval
 from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
 from clincot.rounds import COMPARISON_LABELS, Plan, list_policy_folders, run_rounds
 from clincot.text import format_interval, markdown_table
@@ -38,40 +38,6 @@ from clincot.text import format_interval, markdown_table
 ARMS = ("served", "written", "windows", "random", "wrong", "oracle", "shuffled", "whole")
 AUC_QUESTIONS = 400
 JUDGE_WARPS = range(700, 716)  # patients of the judges' test; no lesson, calibration or round uses them
-
-
-@dataclass(frozen=True)
-class PolicyOutcomes:
-    """Outcomes of one policy on all questions of all seeds."""
-
-    outcomes: Mapping[str, list[Outcome]]  # by arm, in the same order for every policy
-    patients: Mapping[str, str]  # by question id
-    topics: Mapping[str, str]  # by question id
-
-    def select_topic(self, topic: str) -> PolicyOutcomes:
-        """The outcomes of one topic's questions."""
-        chosen = {arm: [o for o in rows if self.topics[o.question] == topic] for arm, rows in self.outcomes.items()}
-        return PolicyOutcomes(chosen, self.patients, self.topics)
-
-    def estimate_mean(self, arm: str, metric: PairedMetric) -> Interval:
-        """Estimate the mean of a metric in an arm, with a 95 % interval clustered by patient."""
-        rows = self.outcomes[arm]
-        return cluster_wilson_interval(
-            [_read_metric(o, metric) for o in rows], [self.patients[o.question] for o in rows]
-        )
-
-    def estimate_difference(
-        self, other: PolicyOutcomes, arm: str, metric: PairedMetric, *, other_arm: str = ""
-    ) -> Interval:
-        """Estimate this policy in `arm` minus `other` in `other_arm` (default: `arm`), paired by question."""
-        theirs = {o.question: o for o in other.outcomes[other_arm or arm]}
-        rows = self.outcomes[arm]
-        return paired_difference(
-            [_read_metric(o, metric) for o in rows],
-            [_read_metric(theirs[o.question], metric) for o in rows],
-            [self.patients[o.question] for o in rows],
-            seed=0,
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,7 +93,8 @@ def collect_report(run: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Collect the contents of the tables and the checks from the seeds' run folders, as JSON."""
     plan = _plan_seed(run, seeds[0])
     folders = list_policy_folders(plan.count, plan.comparisons, "margin-DPO")
-    policies = {row: _read_outcomes(run, seeds, folder) for row, folder in folders.items()}
+    runs = [run / f"seed-{seed}" for seed in seeds]
+    policies = {row: read_policy_outcomes(runs, folder, ARMS) for row, folder in folders.items()}
     base = policies["base"]
     judges = measure_judge_quality(run)
     blind, chance = _measure_blind_baseline(run, seeds)
@@ -279,21 +246,6 @@ def measure_judge_quality(run: Path) -> list[dict[str, Any]]:
     return measure_judges(load_params(None, recipe=RECIPE).judge, folder, limit=AUC_QUESTIONS)
 
 
-def _read_outcomes(run: Path, seeds: Sequence[int], folder: str) -> PolicyOutcomes:
-    outcomes: dict[str, list[Outcome]] = {arm: [] for arm in ARMS}
-    patients: dict[str, str] = {}
-    topics: dict[str, str] = {}
-    for seed in seeds:
-        seed_folder = run / f"seed-{seed}"
-        studies = StudyIndex(seed_folder / "benchmark")
-        for question in load_questions(seed_folder / "benchmark"):
-            patients[question.id] = studies[question.study].patient
-            topics[question.id] = question.topic
-        for outcome in read_records(seed_folder / folder / "outcomes.jsonl", Outcome):
-            outcomes[outcome.arm].append(outcome)
-    return PolicyOutcomes(outcomes, patients, topics)
-
-
 def _measure_blind_baseline(run: Path, seeds: Sequence[int]) -> tuple[Interval, float]:
     """Return the accuracy of the blind baseline, fitted on each seed's round data, and chance.
 
@@ -379,11 +331,6 @@ def _render_accuracies(report: Mapping[str, Any]) -> str:
 
 def _format_intervals(intervals: Iterable[Mapping[str, Any]]) -> list[str]:
     return [format_interval(read_interval(interval)) for interval in intervals]
-
-
-def _read_metric(outcome: Outcome, metric: PairedMetric) -> float | None:
-    value = getattr(outcome, metric)
-    return None if value is None else float(value)
 
 
 def _dump_interval(interval: Interval) -> dict[str, Any]:

@@ -34,14 +34,15 @@ from clincot.planning.assumptions import Assumptions
 from clincot.planning.cost_plan import CostPlan, PlanRequest, PlanRow, make_plan
 from clincot.planning.gpu_table import Gpu
 from clincot.planning.model_sizes import ModelSize
-from clincot.planning.stage_times import count_forward_operations, count_vision_operations
+from clincot.planning.stage_times import TimeModel, count_forward_operations, count_vision_operations
 from clincot.stages.runner import run_stage
 from clincot.synthetic.build import build_synthetic_dataset
 from clincot.text import markdown_table
 
 POLICY = "shipped:policy"
 SEPARATE = ("propose", "answer", "evaluate")  # stages that ask one model
-_TERMS = ("operations", "layers", "requests", "pictures", "draws")
+# The last one is the evaluation's intervals, which are no model's work and in no plan: the same time in each round.
+_TERMS = ("operations", "layers", "requests", "pictures", "draws", "intervals")
 _COUNTS = ("requests", "prompt_tokens", "new_tokens", "encodes")
 # no price and no memory limit: the row of this machine
 _UNKNOWN = Gpu(name="this machine", bf16_tflops=1, bandwidth_gbs=1e6, memory_gb=16, source="fitted here")
@@ -139,7 +140,8 @@ def list_terms(plan: CostPlan, stage: str) -> list[float]:
     for row in _find_rows(plan, stage):
         size = sizes[row.model]
         assert size is not None
-        terms += _list_row_terms(row, size)
+        terms[:-1] += _list_row_terms(row, size)
+    terms[-1] = stage == "evaluate"
     return list(terms)
 
 
@@ -152,15 +154,26 @@ def _list_row_terms(row: PlanRow, size: ModelSize) -> list[float]:
     return [operations, calls.forwards * size.layers, calls.requests, calls.encodes, draws]
 
 
-def fit_machine(plans: Sequence[CostPlan], measured: Sequence[MeasuredRound]) -> tuple[Gpu, Assumptions]:
-    """This machine as a row of the table, from the seconds of short rounds."""
+@dataclass(frozen=True)
+class FittedMachine:
+    """This machine as a row of the table."""
+
+    gpu: Gpu
+    assumptions: Assumptions
+    intervals_s: float  # of an evaluation
+    training_start_s: float
+    training_share: float  # of the planned seconds of training on `gpu`
+
+
+def fit_machine(plans: Sequence[CostPlan], measured: Sequence[MeasuredRound]) -> FittedMachine:
+    """Fit the row to the seconds of short rounds."""
     rows, seconds = [], []
     for plan, real in zip(plans, measured, strict=True):
         for stage, took in real.seconds.items():
             rows.append(np.array(list_terms(plan, stage)) / took)  # so that every stage's ratio counts alike
             seconds.append(1.0)
     costs, _ = nnls(np.array(rows), np.array(seconds))
-    operation_s, layer_s, request_s, picture_s, draw_s = costs
+    operation_s, layer_s, request_s, picture_s, draw_s, intervals_s = costs
     gpu = _UNKNOWN.model_copy(update={"bf16_tflops": 1 / max(operation_s, 1e-15) / 1e12})
     assumed = Assumptions(
         prefill_utilization=1,
@@ -172,38 +185,42 @@ def fit_machine(plans: Sequence[CostPlan], measured: Sequence[MeasuredRound]) ->
         picture_s=float(picture_s),
         draw_s=float(draw_s),
     )
-    return gpu, assumed
+    # training has a rate of its own, and starts with loading the policy
+    planned = [time_training(plan, gpu, assumed) for plan in plans]
+    trained, _ = nnls(np.array([[1.0, one] for one in planned]), np.array([real.training[0] for real in measured]))
+    return FittedMachine(gpu, assumed, float(intervals_s), float(trained[0]), float(trained[1]))
+
+
+def time_training(plan: CostPlan, gpu: Gpu, assumed: Assumptions) -> float:
+    """Seconds of the round's training by the plan's own model of time."""
+    size, count = plan.policy.size, plan.counts.training[0]
+    assert size is not None
+    return TimeModel(gpu, assumed).time_training(count, size, plan.request.params.train).seconds
 
 
 def _find_rows(plan: CostPlan, stage: str) -> list[PlanRow]:
     return [row for row in plan.rows if row.stage == stage and row.calls.requests]
 
 
-def fit_training(measured: Sequence[MeasuredRound]) -> tuple[float, float]:
-    """(seconds before the first step, seconds of a row in all epochs), from two rounds of different numbers of rows."""
-    rows = np.array([[1.0, real.training[1]] for real in measured])
-    costs, _ = nnls(rows, np.array([real.training[0] for real in measured]))
-    return float(costs[0]), float(costs[1])
-
-
-def compare_rounds(plan: CostPlan, real: MeasuredRound, training: tuple[float, float]) -> list[dict[str, float | str]]:
+def compare_rounds(plan: CostPlan, real: MeasuredRound, machine: FittedMachine) -> list[dict[str, float | str]]:
     """For each stage the predicted and the measured counts and seconds."""
     results: list[dict[str, float | str]] = []
     for stage, took in real.seconds.items():
         rows = _find_rows(plan, stage)
         predicted = sum(row.time.seconds for row in rows if row.time is not None)
+        predicted += machine.intervals_s if stage == "evaluate" else 0.0
         entry: dict[str, float | str] = {"stage": stage, "seconds": took, "predicted_seconds": predicted}
         for name in _COUNTS:
             entry[name] = getattr(real.work[stage], name)
             entry[f"predicted_{name}"] = sum(getattr(row.calls, name) for row in rows)
         results.append(entry)
     trained = plan.counts.training[0].rows
-    start_s, row_s = training
+    planned = time_training(plan, machine.gpu, machine.assumptions)
     results.append(
         {
             "stage": "train",
             "seconds": real.training[0],
-            "predicted_seconds": start_s + row_s * trained,
+            "predicted_seconds": machine.training_start_s + machine.training_share * planned,
             "requests": real.training[1],
             "predicted_requests": trained,
         }
@@ -268,15 +285,17 @@ def measure_accuracy(folder: Path, images: int) -> list[dict[str, float | str]]:
     plans = [
         plan_round(*sets, real.folder, params, _UNKNOWN, Assumptions()) for sets, real in zip(data, short, strict=True)
     ]
-    gpu, assumed = fit_machine(plans, short)
+    machine = fit_machine(plans, short)
+    gpu, assumed = machine.gpu, machine.assumptions
     print(
         f"this machine: {gpu.bf16_tflops * 1e3:.1f} GFLOP/s; {assumed.layer_s * 1e3:.2f} ms a layer and pass, "
         f"{assumed.request_s * 1e3:.2f} ms a request, {assumed.picture_s * 1e3:.2f} ms a picture, "
-        f"{assumed.draw_s * 1e9:.0f} ns a drawn number\n"
+        f"{assumed.draw_s * 1e9:.0f} ns a drawn number, {machine.intervals_s:.1f} s an evaluation's intervals; "
+        f"training {machine.training_start_s:.1f} s and {machine.training_share:.2f} times its operations\n"
     )
     plan = plan_round(folder / "large", folder / "large-test", short[0].folder, params, gpu, assumed)
     real = run_round(folder / "large", folder / "large-test", folder / "long", params, 0, 1)
-    results = compare_rounds(plan, real, fit_training(short))
+    results = compare_rounds(plan, real, machine)
     (folder / "accuracy.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 

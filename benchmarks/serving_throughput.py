@@ -2,28 +2,30 @@
 
     python -m benchmarks.serving_throughput          (make bench-serving)
 
-For each number of clients, the same requests go to three servers of the same checkpoint, one server after the other:
+For each number of clients, the same requests go to four servers of the same checkpoint, one server after the other:
 
-    batched      as shipped
+    batched      as shipped, with as many threads as there are cores
     one by one   one request at a time (running=1); the regions of a request still share forward passes
     unbatched    one conversation at a time (max_batch=1), like a server without batching
+    one thread   batched, but torch computes with one thread, as the floor does
 
 Clients are closed loops: each sends its next request when its last one has been answered. They ask three questions
 about every film (with --questions 1, one). Two of them look for the same finding, so their windows are scored once if
-they are in one batch. There are more requests than clients, so no request is in flight twice. Every answer must equal
-the first answer of any server to that request, or the run fails; if the likelihoods of two answers are within 1e-4,
-either is accepted.
+they are in one batch. No request is sent twice to a server and each number of clients has films of its own, so every
+film and every window of it is encoded, as with patients. Every answer must equal the first answer of any server to that
+request, or the run fails; if the likelihoods of two answers are within 1e-4, either is accepted.
 
 `cpu` is the processor time per answer of the server and its decode workers, and `client` that of the clients. It
 depends less than the rate on the machine's other load, so on a busy machine compare these columns.
 
-The floor is the processor time per answer of the model's own forward passes, and of nothing else: the chains of as many
-requests as there are clients run in this process on the same checkpoint, batched as in the server, and only the time
-within the model's modules counts. Reading images, tokenizing, choosing regions, HTTP and JSON are above the floor.
+The floor is the processor time per answer of the model's own forward passes (vision tower included) and nothing else:
+the chains of the first requests run in this process on the same checkpoint, as many at a time as there are clients,
+batched as in the server, and only the time within the model's modules counts. Reading images, resizing, tokenizing,
+choosing regions, HTTP and JSON are above the floor. Since the processor time of several threads includes what they wait
+for each other, the floor computes with one thread and is compared with the server of one thread.
 
 `scored` and `written` are the conversations per answer that the model scored (p_yes) and replied to, and `batch` the
-conversations in one call of the model; they show that server and floor do the same work. All of them compute with one
-thread (THREADS): more threads would also wait for each other, which is no work.
+conversations in one call of the model; they show that server and floor do the same work.
 """
 
 from __future__ import annotations
@@ -58,8 +60,13 @@ from clincot.records import Study
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
 
-THREADS = 1
-SERVER_VARIANTS = {"batched": (), "one by one": ("running=1", "waiting=64"), "unbatched": ("max_batch=1",)}
+# {server: (settings, threads of torch; 0: as shipped)}
+SERVER_VARIANTS: dict[str, tuple[tuple[str, ...], int]] = {
+    "batched": ((), 0),
+    "one by one": (("running=1", "waiting=64"), 0),
+    "unbatched": (("max_batch=1",), 0),
+    "one thread": ((), 1),
+}
 BATCH_SAMPLES = ("clincot_batch_size_count", "clincot_batch_size_sum")
 QUESTIONS = ("Is there a nodule?", "Is there an effusion?", "Is there a nodule in the left lung?")
 
@@ -96,7 +103,10 @@ class ModelWork:
 
 
 def build_requests(films: int, questions: int = 3, seed: int = 0) -> list[dict[str, Any]]:
-    """Build requests: the first `questions` of QUESTIONS about each of `films` images of noise with a bright square."""
+    """Build requests: the first `questions` of QUESTIONS about each of `films` images of noise with a bright square.
+
+    Two seeds make different images.
+    """
     rng = np.random.default_rng(seed)
     out = []
     with tempfile.TemporaryDirectory() as folder:
@@ -150,11 +160,13 @@ def answers_match(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def measure_row(server: ServerProcess, requests: Sequence[dict[str, Any]], clients: int, seconds: float) -> BenchRow:
-    """Measure one server at one number of clients."""
+    """Measure one server at one number of clients; exits where the requests do not last for `seconds`."""
     processes, before = server.list_processes(), read_batch_counts(server.url)
     started, cpu, own = time.monotonic(), measure_cpu_time(processes), measure_cpu_time([psutil.Process()])
     done = asyncio.run(run_clients(server.url, requests, clients=clients, seconds=seconds))
     elapsed = time.monotonic() - started
+    if len(done) > len(requests):
+        raise SystemExit(f"{len(done)} answers to {len(requests)} requests: expected no request twice; raise --films")
     cpu, own = measure_cpu_time(processes) - cpu, measure_cpu_time([psutil.Process()]) - own
     counts = {call: np.subtract(count, before[call]) for call, count in read_batch_counts(server.url).items()}
     p50, p99 = np.percentile([latency for latency, _, _ in done], [50, 99]) * 1000
@@ -180,22 +192,22 @@ def read_batch_counts(url: str) -> dict[str, tuple[float, float]]:
 
 
 def compare_servers(
-    checkpoint: Path, clients: Sequence[int], seconds: float, requests: Sequence[dict[str, Any]]
+    checkpoint: Path, requests: Mapping[int, Sequence[dict[str, Any]]], seconds: float, warm: Sequence[dict[str, Any]]
 ) -> dict[str, BenchRow]:
-    """Measure all servers at each number of clients; returns {"server/clients": row}."""
-    first: dict[int, Any] = {}
+    """Measure all servers with {number of clients: their requests}; returns {"server/clients": row}."""
     table: dict[str, BenchRow] = {}
     with contextlib.ExitStack() as stack:
         running = {}
-        for name, overrides in SERVER_VARIANTS.items():
+        for name, (overrides, threads) in SERVER_VARIANTS.items():
             running[name] = stack.enter_context(
-                start_server(checkpoint, overrides=("deadline_s=600", *overrides), threads=THREADS)
+                start_server(checkpoint, overrides=("deadline_s=600", *overrides), threads=threads)
             )
         for server in running.values():
-            asyncio.run(run_clients(server.url, requests, clients=4, seconds=seconds / 4))  # warm
-        for count in tqdm(clients, desc="clients"):
+            asyncio.run(run_clients(server.url, warm, clients=4, seconds=seconds / 4))
+        for count, asked in tqdm(requests.items(), desc="clients"):
+            first: dict[int, Any] = {}
             for name, server in running.items():
-                row = table[f"{name}/{count}"] = measure_row(server, requests, count, seconds)
+                row = table[f"{name}/{count}"] = measure_row(server, asked, count, seconds)
                 for _, which, answer in row.done:
                     if not answers_match(first.setdefault(which, answer), answer):
                         raise SystemExit(f"{name}, {count} clients: request {which} got another answer than before")
@@ -203,10 +215,10 @@ def compare_servers(
 
 
 def measure_floor(
-    checkpoint: Path, requests: Sequence[dict[str, Any]], clients: int, repeats: int = 4
+    checkpoint: Path, requests: Sequence[dict[str, Any]], clients: int, warm: Sequence[dict[str, Any]]
 ) -> tuple[float, ModelWork]:
     """Processor time in ms per answer of the model's forward passes, with the chains of `clients` requests together."""
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1)
     settings = ServeSettings()
     counts = {"p_yes": [0, 0], "write": [0, 0]}
 
@@ -215,38 +227,41 @@ def measure_floor(
         counts[call][1] += size
 
     model = VisionLanguageModel(checkpoint, batch_size=settings.max_batch)
-    timer = ForwardTimer(model.model)
+    timer = ForwardTimer((model.model.model, model.model.model.vision_model, model.model.model.connector))
     batcher = Batcher(model, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=count_batch)
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(clients) as threads:
-        asked = [save_question(request, Path(name), n) for n, request in enumerate(requests)]
+        asked = [save_question(request, Path(name), n) for n, request in enumerate([*warm, *requests])]
 
         def answer(question: ImageQuestion) -> VisualAnswer:
             with batcher.open_policy(RequestContext(600)) as policy:
                 return answer_question(question, policy, settings)
 
-        list(threads.map(answer, asked))  # warm: the server has encoded every image before it is measured as well
-        timer.seconds, answers = 0.0, asked * repeats
+        list(threads.map(answer, asked[: len(warm)]))
+        timer.seconds = 0.0
         for count in counts.values():
             count[:] = [0, 0]
-        list(threads.map(answer, answers))
+        list(threads.map(answer, asked[len(warm) :]))
         batcher.close()
-    return 1000 * timer.seconds / len(answers), ModelWork.from_counts(counts, len(answers))
+    return 1000 * timer.seconds / len(requests), ModelWork.from_counts(counts, len(requests))
 
 
 class ForwardTimer:
-    """Adds up the processor time within a module's forward passes, which run in one thread."""
+    """Adds up the processor time within modules' forward passes, which run in one thread and may be nested."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
         self.seconds = 0.0
-        self._began = 0.0
-        module.register_forward_pre_hook(self._begin)
-        module.register_forward_hook(self._end)
+        self._began: list[float] = []
+        for module in modules:
+            module.register_forward_pre_hook(self._begin)
+            module.register_forward_hook(self._end)
 
     def _begin(self, *_: object) -> None:
-        self._began = time.thread_time()
+        self._began.append(time.thread_time())
 
     def _end(self, *_: object) -> None:
-        self.seconds += time.thread_time() - self._began
+        began = self._began.pop()
+        if not self._began:  # the outermost
+            self.seconds += time.thread_time() - began
 
 
 def save_question(request: dict[str, Any], folder: Path, number: int) -> ImageQuestion:
@@ -264,13 +279,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "assets" / "policy", help="Checkpoint to serve.")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64], help="Numbers of clients.")
     parser.add_argument("--seconds", type=float, default=10.0, help="Duration of each measurement.")
-    parser.add_argument("--films", type=int, default=32, help="Number of images.")
+    parser.add_argument("--films", type=int, default=256, help="Images for each number of clients.")
     parser.add_argument("--questions", type=int, choices=[1, 2, 3], default=3, help="Questions per image.")
     args = parser.parse_args()
-    requests = build_requests(args.films, args.questions)
-    if len(requests) < max(args.clients):
-        raise SystemExit(f"{len(requests)} requests for {max(args.clients)} clients: expected more; raise --films")
-    table = compare_servers(args.checkpoint, args.clients, args.seconds, requests)
+    warm = build_requests(8, args.questions, seed=0)
+    requests = {count: build_requests(args.films, args.questions, seed=count) for count in args.clients}
+    table = compare_servers(args.checkpoint, requests, args.seconds, warm)
     print(
         f"{'clients':>7}  {'server':<11} {'answers/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'cpu ms':>7} {'client':>6} "
         f"{'scored':>6} {'written':>7} {'batch':>5}  speed-up of batched (in cpu)"
@@ -284,8 +298,8 @@ def main() -> None:
                 f"{count:>7}  {name:<11} {row.rate:>9.1f} {row.p50_ms:>8.0f} {row.p99_ms:>8.0f} {row.cpu_ms:>7.1f} "
                 f"{row.client_ms:>6.1f} {row.work}  {faster:.2f}x ({cheaper:.2f}x)"
             )
-        floor, work = measure_floor(args.checkpoint, requests, count)
-        took = f"the server takes {batched.cpu_ms / floor:.2f}x of it"
+        floor, work = measure_floor(args.checkpoint, requests[count][: 8 * count + 32], count, warm)
+        took = f"the server of one thread takes {table[f'one thread/{count}'].cpu_ms / floor:.2f}x of it"
         print(f"{count:>7}  {'floor':<11} {floor:>35.1f} {'':>6} {work}  {took}")
 
 

@@ -44,6 +44,7 @@ def test_without_a_file_the_defaults_hold() -> None:
         ("propose: {grounders: {whole: 1}}", "propose.grounders.whole"),
         ("- train", "parameters by section"),
         ("train: [", "not YAML"),
+        ("train: {lr: 1e-4, beta: 0.1, lr: 1e-3}", "the key 'lr' is in line 1 and again in line 1; expected it once"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_file(text: str, named: str, tmp_path: Path) -> None:

@@ -81,9 +81,13 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
         for number in range(1, plan.count + 1):
             folder = plan.run / f"round-{number:02d}"
             start = challenger if plan.start_from == "challenger" else Path(champion["policy"])
-            preferences = _run_round(plan, number, folder, start)
-            comparisons = _train_comparisons(plan, folder, preferences, comparisons, worker)
+            preferences = _make_preferences(plan, number, folder, start)
             challenger = folder / "policy"
+            if worker is not None:  # they take as long as the round: the second process has them from its pairs on
+                comparisons = _train_comparisons(plan, folder, preferences, comparisons, worker)
+            _train_and_evaluate(plan, plan.params.train, preferences, start, folder, challenger)
+            if worker is None:
+                comparisons = _train_comparisons(plan, folder, preferences, comparisons, None)
             decision = _decide_promotion(plan, number, folder, Path(champion["outcomes"]))
             if decision.verdict == "promote":
                 champion = {"round": number, "policy": str(challenger), "outcomes": str(folder / "outcomes.jsonl")}
@@ -94,8 +98,8 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
     return results
 
 
-def _run_round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path]:
-    """Run one round from the policy `start`; return its preference data as {input of the train stage: path}."""
+def _make_preferences(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, Path]:
+    """Make a round's preference data with the policy `start`; return it as {input of the train stage: path}."""
     folder.mkdir(exist_ok=True)
     params, files = plan.params, {"data": plan.data, "questions": folder / "questions.jsonl"}
     prepare = params.prepare.model_copy(update={"round": number - 1, "rounds": max(params.prepare.rounds, plan.count)})
@@ -125,7 +129,6 @@ def _run_round(plan: Plan, number: int, folder: Path, start: Path) -> dict[str, 
     )
     files |= steps
     files["version"] = _version_preferences(plan, number, folder, files, scores)
-    _train_and_evaluate(plan, params.train, files, start, folder, folder / "policy")
     return files
 
 

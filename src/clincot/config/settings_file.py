@@ -15,10 +15,25 @@ from clincot.jsonl import InvalidRecord, format_problem, format_validation_error
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML forbids a key twice in one mapping (1.2, section 3.2.1.1); PyYAML would keep the last value in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key in lines and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} is in line {lines[key]} and again in line {line}; expected it once"
+                )
+            lines[key] = line
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_settings(path: Path, expected: str, shape: str = "settings by name") -> dict[str, Any]:
     """Read a YAML file that holds a mapping. Raises InvalidRecord if the file is missing or holds anything else."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}  # a SafeLoader
     except FileNotFoundError:
         raise InvalidRecord(f"{path}: no such file; expected {expected}") from None
     except IsADirectoryError:

@@ -5,7 +5,7 @@
     judge       judging.panel.JudgePanel, after each step
     pair        preferences.pairs.make_pairs, with scores drawn at random
     train       the rows of these pairs (training.rows), one pass and the reference's
-    evaluate    evaluation.evaluator.evaluate_policy
+    evaluate    evaluation.evaluator.evaluate_policy, each greedy conversation once (models.reply_memory)
 
 The http grounder is another server's work; its regions are drawn at random here.
 """
@@ -32,6 +32,7 @@ from clincot.generation.regions import build_grounders, propose_regions
 from clincot.geometry import WHOLE_IMAGE
 from clincot.judging.asking import JudgeRequest
 from clincot.judging.panel import JudgePanel
+from clincot.models.reply_memory import remember_replies
 from clincot.planning.counting_models import CountingModel, ModelCalls
 from clincot.planning.gpu_memory import count_pairs_in_pass
 from clincot.planning.sampled_data import SampledData
@@ -265,7 +266,7 @@ def count_evaluation(params: Params, data: SampledData, benchmark: Benchmark, po
     serve = config.serve.model_copy(update={"propose": replace_http(config.serve.propose)})
     arms = tuple("random" if arm == "http" else arm for arm in config.arms)
     config = config.model_copy(update={"propose": replace_http(params.propose), "serve": serve, "arms": arms})
-    outcomes = list(evaluate_policy(policy, benchmark, data.studies, data.folder, config))
+    outcomes = list(evaluate_policy(remember_replies(policy), benchmark, data.studies, data.folder, config))
     count = StageCount("evaluate", "policy", policy.take_calls(), _count_bytes(outcomes))
     return count.scale(data.scale)
 

@@ -15,6 +15,7 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     from clincot.evaluation.evaluator import evaluate_policy as answer_benchmark
     from clincot.evaluation.open_answers import grade_open_answers
     from clincot.evaluation.served_sample import collect_served_sample
+    from clincot.models.reply_memory import remember_replies
     from clincot.models.rollout_engines import free_models, open_judges, open_policy
 
     benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
@@ -24,7 +25,7 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     with open_policy(
         inputs["policy"], config.engine, dtype=config.dtype, log=log, inputs=inputs, config=config
     ) as policy:
-        outcomes = answer_benchmark(policy, benchmark, studies, inputs["benchmark"], config)
+        outcomes = answer_benchmark(remember_replies(policy), benchmark, studies, inputs["benchmark"], config)
         write_records(outputs["outcomes"], show_progress(outcomes, "benchmark", "answers", total))
     if config.open_judges:
         free_models()  # the judges may need the memory, which a server would keep
