@@ -94,12 +94,12 @@ def test_a_chain_answers_and_judges_its_steps_again() -> None:
 
 
 def test_the_benchmark_asks_each_arm() -> None:
-    """20 questions: whole, and the served answer from one random region and the whole image."""
+    """20 questions: whole, and the served answer from one random region and the whole image, which is asked once."""
     sections = {
         "evaluate": {"arms": ["whole", "served"]},
         "serve": {"propose": {"grounders": {"random": 1}}},
     }
-    assert find_row(plan(sections), "evaluate").calls.requests == 20 + 20 * 2
+    assert find_row(plan(sections), "evaluate").calls.requests == 20 * 2
 
 
 def test_a_segmenter_behind_a_url_costs_no_gpu_here() -> None:
