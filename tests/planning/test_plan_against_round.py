@@ -2,8 +2,8 @@
 
 The round is run by the stages themselves on a few rendered films, and `WorkCount` of every model says what it has
 computed. What no plan can know, how long answers are and which written regions are readable, the plan takes from the
-round (--like). It must then be within 2 % in everything but the pictures of the few benchmark questions, whose windows
-are drawn.
+round (--like). It must then be within 2 %. For the benchmark that holds for requests and prompts: its answers and windows
+are drawn from the round's, on other films, so what is generated and encoded is within 5 %.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ def compare(plan: CostPlan, real: RealRound) -> dict[str, float]:
 def test_the_plan_of_a_round_is_what_its_models_count(rounds: Rounds) -> None:
     ratios = compare(rounds.plan_first(rounds.first.folder), rounds.first)
     assert len(ratios) == 3 * 4 + 2 * 3  # judges generate nothing
-    assert ratios.pop("evaluate policy encodes") == pytest.approx(1.0, abs=0.05)  # 162 pictures of 12 questions
+    for name in ("new_tokens", "encodes"):
+        assert ratios.pop(f"evaluate policy {name}") == pytest.approx(1.0, abs=0.05)
     assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=0.02)
 
 
