@@ -4,8 +4,8 @@
 
 1. Render a small set and a larger one, of other patients.
 2. Run a round on two halves of the small set and fit this machine's row to its seconds: what an operation, a pass
-   through a layer, a request, a picture and a drawn number cost (non-negative least squares over all stages), and what
-   an operation and a step of training cost.
+   through a layer, a request, a picture and a drawn number cost (non-negative least squares over all stages); and from
+   one training with as many epochs and with three times as many, what training costs beside its start.
 3. Plan a round on the larger set, with the habits of the small one, and run it. Print predicted and measured counts and
    seconds of every stage, and their ratios.
 
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from clincot.config import FrozenConfig, Params, find_recipe, resolve_path
+from clincot.config import FrozenConfig, Params, TrainConfig, find_recipe, resolve_path
 from clincot.models.features import clear_feature_caches
 from clincot.models.load import load_judge, load_policy
 from clincot.models.vlm import VisionLanguageModel, WorkCount
@@ -56,15 +56,15 @@ class MeasuredRound:
     seconds: dict[str, float]  # by stage; of judges together
     work: dict[str, WorkCount]  # by stage, of all models together
     training: tuple[float, float]  # (seconds, pairs and anchors)
+    longer_s: float = 0.0  # seconds of the same training with three times the epochs; 0: not run
 
 
-def run_round(data: Path, benchmark: Path, out: Path, params: Params, number: int, rounds: int) -> MeasuredRound:
-    """Run the stages of one round on one of `rounds` subsets of the data, and time them."""
+def run_round(data: Path, benchmark: Path, out: Path, params: Params, *, longer: bool = False) -> MeasuredRound:
+    """Run the stages of one round on all of the data, and time them. longer: train again, with more epochs."""
     out.mkdir(parents=True)
     policy = {"policy": resolve_path(POLICY)}
     files = {"data": data, "questions": out / "questions.jsonl"}
-    prepare = params.prepare.model_copy(update={"rounds": rounds, "round": number})
-    run_stage("prepare", prepare, {"data": data}, {"questions": files["questions"]})
+    run_stage("prepare", params.prepare, {"data": data}, {"questions": files["questions"]})
     timer = StageTimer(params)
 
     def run(stage: str, config: FrozenConfig, inputs: Mapping[str, Path], *outputs: str) -> None:
@@ -83,12 +83,20 @@ def run_round(data: Path, benchmark: Path, out: Path, params: Params, number: in
     run_stage("pair", pair, scored, {"pairs": out / "pairs.jsonl", "pair_report": out / "pairs.report.json"})
     evaluate = params.get_stage_config("evaluate").model_copy(update={"propose": params.propose})
     run("evaluate", evaluate, {"benchmark": benchmark, **policy}, "outcomes", "report")
+    inputs = {**files, **policy, "pairs": out / "pairs.jsonl"}
     started = time.process_time()
-    metrics = run_stage(
-        "train", params.train, {**files, **policy, "pairs": out / "pairs.jsonl"}, {"checkpoint": out / "policy"}
-    )
+    metrics = run_stage("train", params.train, inputs, {"checkpoint": out / "policy"})
     training = (time.process_time() - started, metrics["pairs"] + metrics.get("anchors", 0.0))
-    return MeasuredRound(out, timer.seconds, timer.work, training)
+    if not longer:
+        return MeasuredRound(out, timer.seconds, timer.work, training)
+    started = time.process_time()
+    run_stage("train", lengthen_training(params.train), inputs, {"checkpoint": out / "policy-longer"})
+    return MeasuredRound(out, timer.seconds, timer.work, training, time.process_time() - started)
+
+
+def lengthen_training(train: TrainConfig) -> TrainConfig:
+    """The same training with three times the epochs."""
+    return train.model_copy(update={"epochs": 3 * train.epochs})
 
 
 class StageTimer:
@@ -186,16 +194,20 @@ def fit_machine(plans: Sequence[CostPlan], measured: Sequence[MeasuredRound]) ->
         draw_s=float(draw_s),
     )
     # training has a rate of its own, and starts with loading the policy
-    planned = [time_training(plan, gpu, assumed) for plan in plans]
-    trained, _ = nnls(np.array([[1.0, one] for one in planned]), np.array([real.training[0] for real in measured]))
-    return FittedMachine(gpu, assumed, float(intervals_s), float(trained[0]), float(trained[1]))
+    train = plans[0].request.params.train
+    planned, planned_longer = (
+        time_training(plans[0], gpu, assumed, config) for config in (train, lengthen_training(train))
+    )
+    took = measured[0].training[0]
+    share = (measured[0].longer_s - took) / (planned_longer - planned)
+    return FittedMachine(gpu, assumed, float(intervals_s), took - share * planned, share)
 
 
-def time_training(plan: CostPlan, gpu: Gpu, assumed: Assumptions) -> float:
+def time_training(plan: CostPlan, gpu: Gpu, assumed: Assumptions, train: TrainConfig) -> float:
     """Seconds of the round's training by the plan's own model of time."""
     size, count = plan.policy.size, plan.counts.training[0]
     assert size is not None
-    return TimeModel(gpu, assumed).time_training(count, size, plan.request.params.train).seconds
+    return TimeModel(gpu, assumed).time_training(count, size, train).seconds
 
 
 def _find_rows(plan: CostPlan, stage: str) -> list[PlanRow]:
@@ -215,7 +227,7 @@ def compare_rounds(plan: CostPlan, real: MeasuredRound, machine: FittedMachine) 
             entry[f"predicted_{name}"] = sum(getattr(row.calls, name) for row in rows)
         results.append(entry)
     trained = plan.counts.training[0].rows
-    planned = time_training(plan, machine.gpu, machine.assumptions)
+    planned = time_training(plan, machine.gpu, machine.assumptions, plan.request.params.train)
     results.append(
         {
             "stage": "train",
@@ -276,10 +288,10 @@ def measure_accuracy(folder: Path, images: int) -> list[dict[str, float | str]]:
     params = find_recipe("small-model").params
     params = params.model_copy(update={"prepare": params.prepare.model_copy(update={"rounds": 1})})
     warm = folder / "warm"  # the first use of every function is slower
-    run_round(folder / "small-test", folder / "small-test", warm, params, 0, 1)
+    run_round(folder / "small-test", folder / "small-test", warm, params)
     short = [
-        run_round(folder / "small", folder / "small-test", folder / "short", params, 0, 1),
-        run_round(folder / "small-test", folder / "small", folder / "shorter", params, 0, 1),
+        run_round(folder / "small", folder / "small-test", folder / "short", params, longer=True),
+        run_round(folder / "small-test", folder / "small", folder / "shorter", params),
     ]
     data = [(folder / "small", folder / "small-test"), (folder / "small-test", folder / "small")]
     plans = [
@@ -294,7 +306,7 @@ def measure_accuracy(folder: Path, images: int) -> list[dict[str, float | str]]:
         f"training {machine.training_start_s:.1f} s and {machine.training_share:.2f} times its operations\n"
     )
     plan = plan_round(folder / "large", folder / "large-test", short[0].folder, params, gpu, assumed)
-    real = run_round(folder / "large", folder / "large-test", folder / "long", params, 0, 1)
+    real = run_round(folder / "large", folder / "large-test", folder / "long", params)
     results = compare_rounds(plan, real, machine)
     (folder / "accuracy.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results

@@ -2,8 +2,8 @@
 
 The round is run by the stages themselves on a few rendered films, and `WorkCount` of every model says what it has
 computed. What no plan can know, how long answers are and which written regions are readable, the plan takes from the
-round (--like). It must then be within 2 %. For the benchmark that holds for requests and prompts: its answers and windows
-are drawn from the round's, on other films, so what is generated and encoded is within 5 %.
+round (--like). It must then be within 2 %. For the benchmark that holds for requests and prompts; its answers are drawn
+from those of the round, on other films, so what is generated and encoded is within 5 %.
 """
 
 from __future__ import annotations
