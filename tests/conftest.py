@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         on_s3 = any(isinstance(value, str) and value == "s3" for value in parameters.values())
         if on_s3 or "s3" in getattr(item, "fixturenames", ()):
             item.add_marker("s3")
-        if hasattr(getattr(item, "module", None), "api_server"):
+        if hasattr(getattr(item, "module", None), "api_server") or "world" in getattr(item, "fixturenames", ()):
             item.add_marker("kube")
 
 

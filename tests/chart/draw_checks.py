@@ -19,6 +19,7 @@ from clincot.errors import UserError
 from clincot.pipelines.cluster_settings import load_cluster_settings
 from clincot.training.launch_settings import load_launch_settings
 from tests.chart.batch_rendering import Rendering
+from tests.chart.permissions import RBAC_KINDS
 from tests.chart.policy_evaluation import Workload, allowed, is_peer, label_pods
 from tests.chart.rendering import containers, find_pod, of_kind
 from tests.chart.strict_objects import list_refusals
@@ -60,8 +61,10 @@ def list_defects(values: Json, rendering: Rendering) -> list[str]:
         *_check_settings(objects),
         *_check_pods(values, objects),
         *_check_rights(objects),
+        *_check_accounts(values, objects),
         *_check_credentials(objects),
         *_check_traffic(values, objects),
+        *_check_route(values, objects),
     ]
 
 
@@ -131,7 +134,8 @@ def _check_pods(values: Json, objects: Sequence[Json]) -> Iterator[str]:
         if denial := explain_denial(checked):
             yield f"{key}: {denial}"
         token, account = pod["automountServiceAccountToken"], pod["serviceAccountName"]
-        if token and not account.endswith(TOKENS):
+        callers = {values["serviceAccounts"]["names"][which] for which in TOKENS}
+        if token and not (account.endswith(TOKENS) or account in callers):
             yield f"{key}: {account} has a token"
         for one in own:
             if not (writable or one["securityContext"]["readOnlyRootFilesystem"]):
@@ -152,6 +156,26 @@ def _check_rights(objects: Sequence[Json]) -> Iterator[str]:
                 yield f"{key}: every object of {rule['resources']}"
 
 
+def _check_accounts(values: Json, objects: Sequence[Json]) -> Iterator[str]:
+    """Every pod's account is created or named as an existing one; what is not to be created is not."""
+    wanted = values["serviceAccounts"]
+    created = {one["metadata"]["name"] for one in of_kind(objects, "ServiceAccount")}
+    named = {name for name in wanted["names"].values() if name}
+    if created and not wanted["create"]:
+        yield f"accounts are created: {created}"
+    for key, _, pod in list_pods(objects):
+        account = pod["serviceAccountName"]
+        if account not in (created if wanted["create"] else named) or account == "default":
+            yield f"{key}: the account {account} is neither created nor named"
+    for key, one in _name_objects([one for kind in RBAC_KINDS for one in of_kind(objects, kind)]):
+        if not values["rbac"]["create"]:
+            yield f"{key}: is created"
+        for subject in one.get("subjects", ()):
+            default = values["kfp"]["defaultAccount"]["name"] or "pipeline-runner default-editor"
+            if subject["name"] not in created | named | set(default.split()):
+                yield f"{key}: nobody is called {subject['name']}"
+
+
 def _check_credentials(objects: Sequence[Json]) -> Iterator[str]:
     for key, one in _name_objects(objects):
         if one["kind"] != "Secret" and HIDDEN in json.dumps(one):
@@ -169,7 +193,7 @@ def _check_traffic(values: Json, objects: Sequence[Json]) -> Iterator[str]:
         component: (run if component in ("run", "trainer") else "clincot", label_pods(component))
         for component in ("run", "trainer", "deployer", "hook", "bucket", "monitor", "server", "judge", "seaweedfs")
     }
-    yield from _check_ingress(policy, policies, places)
+    yield from _check_ingress(values, policies, places)
     expected = find_open_ports(values, _read_params(objects))
     for component, pod in places.items():
         reached = {port for port in _list_ports(policies) if allowed(policies, pod, OUTSIDE, port)}
@@ -186,9 +210,18 @@ def _check_rules(policies: Sequence[Json]) -> Iterator[str]:
                     yield f"{one['metadata']['name']}: {direction} {rule} means everyone"
 
 
-def _check_ingress(policy: Json, policies: list[Json], places: dict[str, Workload]) -> Iterator[str]:
+def leads_to_endpoint(values: Json) -> bool:
+    """Return whether an Ingress or HTTPRoute forwards requests to the endpoint itself."""
+    server = values["server"]
+    return bool(server["route"]["kind"] != "none" and server["mode"] == "blue-green")
+
+
+def _check_ingress(values: Json, policies: list[Json], places: dict[str, Workload]) -> Iterator[str]:
     """Only configured peers, runs and the release's own pods reach a server, and nobody reaches vLLM's port."""
+    policy = values["networkPolicy"]
     gateways, scrapers = policy.get("gateway") or [], policy.get("prometheus") or []
+    if leads_to_endpoint(values):
+        gateways = [*gateways, *(policy.get("ingressController") or [])]
     for component, port in (("server", 8080), ("judge", 8080), ("monitor", 8080), ("seaweedfs", 8333)):
         pod = places[component]
         opened = {"server": [*gateways, *scrapers], "judge": scrapers, "monitor": scrapers}.get(component, [])
@@ -197,6 +230,33 @@ def _check_ingress(policy: Json, policies: list[Json], places: dict[str, Workloa
     for source in (STRANGER, ("istio-system", {"app": "gateway"}), ("monitoring", {}), *places.values()):
         if allowed(policies, source, places["server"], 8085):
             yield f"{source} reaches vLLM"
+
+
+def _check_route(values: Json, objects: Sequence[Json]) -> Iterator[str]:
+    """A route is there if it is asked for, has the hosts that were given and leads to no path that asks for no key."""
+    route = values["server"]["route"]
+    found = [one for kind in ("Ingress", "HTTPRoute") for one in of_kind(objects, kind)]
+    if [one["kind"] for one in found] != ([] if route["kind"] == "none" else [route["kind"]]):
+        yield f"routes: {[one['kind'] for one in found]}"
+    for one in found:
+        hosts = one["spec"].get("hostnames") or [rule["host"] for rule in one["spec"]["rules"]]
+        if not hosts or set(hosts) != set(route["hosts"]):
+            yield f"{one['kind']} for {hosts}"
+        if reached := [path for path in ("/metrics", "/v3", "/other") if routes_path(one, path)]:
+            yield f"{one['kind']} leads to {reached}"
+
+
+def routes_path(route: Json, path: str) -> bool:
+    """Return whether an Ingress or HTTPRoute has a rule for a path; a prefix ends at a slash."""
+    if route["kind"] == "Ingress":
+        entries = [
+            (entry["pathType"], entry["path"]) for rule in route["spec"]["rules"] for entry in rule["http"]["paths"]
+        ]
+    else:
+        matches = [match["path"] for rule in route["spec"]["rules"] for match in rule.get("matches", ())]
+        entries = [(match["type"].removeprefix("Path"), match["value"]) for match in matches]
+    assert entries, "a rule without a path matches every path"
+    return any(path == own or (kind == "Prefix" and path.startswith(f"{own.rstrip('/')}/")) for kind, own in entries)
 
 
 def _list_ports(policies: Sequence[Json]) -> set[int]:

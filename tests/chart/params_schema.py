@@ -52,7 +52,8 @@ MAY_BE_MISSING = {
     ("server", "frontResources", "limits", "cpu"),
     *((workload, "pod", "tolerations") for workload in ("judgeDefaults", "server")),
     ("kfp", "ports"),
-    *(("networkPolicy", name) for name in ("gateway", "prometheus", "store", "git", "apiServer", "apiServerPorts")),
+    *(("networkPolicy", name) for name in ("gateway", "ingressController", "prometheus", "store", "git")),
+    *(("networkPolicy", name) for name in ("apiServer", "apiServerPorts")),
 }
 _LEFT_OUT = ("title", "description", "default", "examples")
 

@@ -124,6 +124,7 @@ COMPONENTS = {  # component: what its pods are called in the table
 OTHERS: dict[str, Workload | None] = {
     "Kubeflow Pipelines": ("kubeflow", {"app": "ml-pipeline"}),
     "gateways": ("istio-system", {"app": "gateway"}),
+    "ingress controller": ("ingress-nginx", {"app": "controller"}),
     "Prometheus": ("monitoring", {"app": "prometheus"}),
     "any other pod": ("elsewhere", {"app": "other"}),
     "addresses outside the cluster": None,
@@ -181,14 +182,33 @@ def _list_ports(policies: list[Json]) -> set[int]:
     } - {53}
 
 
+# An Ingress, whose controller is in the namespace ingress-nginx, as a profile's operator would add it.
+WITH_INGRESS = (
+    *("--set", "server.mode=blue-green,server.route.kind=Ingress,server.route.hosts={clincot.hospital.example}"),
+    "--set-json",
+    'networkPolicy.ingressController=[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":'
+    '"ingress-nginx"}}}]',
+)
+
+
 def render_traffic_tables() -> str:
-    """Return one table for each profile, in Markdown."""
+    """Return one table for each profile, and what an Ingress adds to one of them, in Markdown."""
     out = []
     for profile in PROFILES:
-        rows = [
-            f"| {source} | {target} | {', '.join(map(str, ports))} |"
-            for source, target, ports in list_traffic(profile)
-            if ports
-        ]
-        out += [f"## `values-{profile}.yaml`", "", "| from | to | TCP ports |", "|---|---|---|", *rows, ""]
+        out += [f"## `values-{profile}.yaml`", "", *_render_table(_list_rows(profile)), ""]
+    before = _list_rows("production", "--set", "server.mode=blue-green")
+    more = [row for row in _list_rows("production", *WITH_INGRESS) if row not in before]
+    out += ["## What an Ingress adds to `values-production.yaml`", "", *_render_table(more), ""]
     return "\n".join(out)
+
+
+def _list_rows(profile: str, *flags: str) -> list[str]:
+    return [
+        f"| {source} | {target} | {', '.join(map(str, ports))} |"
+        for source, target, ports in list_traffic(profile, *flags)
+        if ports
+    ]
+
+
+def _render_table(rows: list[str]) -> list[str]:
+    return ["| from | to | TCP ports |", "|---|---|---|", *rows]

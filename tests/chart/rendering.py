@@ -26,6 +26,8 @@ SERVED = (  # APIs of a cluster with everything that the chart can use
     "serving.kserve.io/v1alpha1/ClusterStorageContainer",
     "argoproj.io/v1alpha1/Workflow",
     "keda.sh/v1alpha1/ScaledObject",
+    "gateway.networking.k8s.io/v1/HTTPRoute",
+    "gateway.networking.k8s.io/v1beta1/ReferenceGrant",
     "monitoring.coreos.com/v1/ServiceMonitor",
     "monitoring.coreos.com/v1/PrometheusRule",
     "trainer.kubeflow.org/v1alpha1/TrainJob",

@@ -1,7 +1,8 @@
 """What a Kubernetes API server refuses although the object has the right fields and types.
 
 The rules are those of pkg/apis/core/validation/validation.go, pkg/apis/networking/validation/validation.go and
-staging/src/k8s.io/apimachinery/pkg/util/validation/validation.go of kubernetes/kubernetes v1.34.4.
+staging/src/k8s.io/apimachinery/pkg/util/validation/validation.go of kubernetes/kubernetes v1.34.4, and the expressions
+(x-kubernetes-validations) of the Gateway API's CRD that the chart's routes could violate.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def list_refusals(document: str) -> list[str]:
 @cache
 def _list_refusals(document: str) -> tuple[str, ...]:
     one: Json = json.loads(document)
-    return (*_check_schema(one), *_check_metadata(one), *_check_parts(one, ""))
+    return (*_check_schema(one), *_check_metadata(one), *_check_ingress(one), *_check_parts(one, ""))
 
 
 def _check_schema(one: Json) -> Iterator[str]:
@@ -92,6 +93,23 @@ def _check_metadata(one: Json) -> Iterator[str]:
         yield f"metadata.namespace {about['namespace']!r}"
 
 
+def _check_ingress(one: Json) -> Iterator[str]:
+    """Check an Ingress as ValidateIngressCreate does."""
+    if one["kind"] != "Ingress":
+        return
+    spec = one["spec"]
+    if "ingressClassName" in spec and "kubernetes.io/ingress.class" in one["metadata"].get("annotations", {}):
+        yield "the annotation kubernetes.io/ingress.class and ingressClassName are both set"
+    for rule in spec["rules"]:
+        yield from _check_hosts([rule.get("host", "")])
+        for entry in rule["http"]["paths"]:
+            path = entry["path"]
+            if not path.startswith("/") or any(text in path for text in ("//", "/./", "/../", "%2f", "%2F")):
+                yield f"path {path!r}"
+            if len(entry["backend"]["service"]["name"]) > 63:
+                yield f"backend {entry['backend']['service']['name']}"
+
+
 def _check_parts(part: Any, where: str) -> Iterator[str]:
     """Check every map in the object by the names of its fields."""
     if isinstance(part, list):
@@ -111,7 +129,7 @@ def _check_parts(part: Any, where: str) -> Iterator[str]:
 def _check_labels(labels: Any) -> Iterator[str]:
     for key, value in (labels or {}).items():
         yield from _check_key(key)
-        if value and not NAME_PART.fullmatch(value):
+        if not isinstance(value, str) or (value and not NAME_PART.fullmatch(value)):
             yield f"value {value!r}"
 
 
@@ -188,6 +206,32 @@ def _check_ports(ports: Any) -> Iterator[str]:
             yield f"endPort {one['endPort']} below port {one.get('port')}"
 
 
+def _check_hosts(hosts: Any) -> Iterator[str]:
+    for host in hosts if isinstance(hosts, list) else ():
+        name = host.removeprefix("*.")
+        if len(host) > 253 or not SUBDOMAIN.fullmatch(name) or re.fullmatch(r"[\d.]+", name):
+            yield f"host {host!r}"
+        if any(len(part) > 63 for part in name.split(".")):
+            yield f"host {host!r} has a label of more than 63 characters"
+
+
+def _check_parents(parents: Any) -> Iterator[str]:
+    """Two references to one parent need two names of sections (HTTPRoute, spec.parentRefs)."""
+    sections: dict[tuple[str, str], list[str]] = {}
+    for one in parents:
+        sections.setdefault((one.get("namespace", ""), one["name"]), []).append(one.get("sectionName", ""))
+    for parent, names in sections.items():
+        if len(names) > 1 and ("" in names or len(set(names)) < len(names)):
+            yield f"{parent} is named twice with the sections {names}"
+
+
+def _check_backends(backends: Any) -> Iterator[str]:
+    """A reference to a Service needs a port (HTTPRoute, spec.rules[].backendRefs[])."""
+    for one in backends:
+        if one.get("kind", "Service") == "Service" and "port" not in one:
+            yield f"Service {one['name']} without a port"
+
+
 def _check_secrets(names: Any) -> Iterator[str]:
     for one in names if isinstance(names, list) else ():
         if isinstance(one, dict) and set(one) == {"name"} and not SUBDOMAIN.fullmatch(one["name"]):
@@ -206,4 +250,8 @@ CHECKS = {
     "to": _check_peers,
     "ports": _check_ports,
     "imagePullSecrets": _check_secrets,
+    "hosts": _check_hosts,
+    "hostnames": _check_hosts,
+    "parentRefs": _check_parents,
+    "backendRefs": _check_backends,
 }

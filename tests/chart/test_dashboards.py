@@ -1,54 +1,68 @@
-"""The Grafana dashboard uses metrics that exist, and the chart installs it."""
+"""The Grafana dashboard has queries that Prometheus accepts and panels that say what they show; the chart installs it.
+
+tests/serving/test_watched_metrics.py compares its metrics with what servers export.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from typing import Any
+from pathlib import Path
 
-from tests.chart.rendering import CHART, ROOT, of_kind, pods, rendered
+import pytest
+import yaml
+
+from tests.chart.metric_queries import DASHBOARDS, fill_in_variables, list_panels, list_queries, read_query
+from tests.chart.rendering import CHART, of_kind, pods, rendered
+from tests.chart.test_alerts import run_promtool
 
 DASHBOARD = CHART / "dashboards" / "clincot.json"
-REFERENCE = ROOT / "docs" / "reference" / "metrics.md"  # generated from the code
-SUFFIXES = re.compile(r"_(bucket|sum|count)$")
-# vLLM 0.32, vllm/v1/metrics/loggers.py; prometheus_client adds _total to counters
-VLLM = {
-    "vllm:num_requests_running",
-    "vllm:num_requests_waiting",
-    "vllm:num_preemptions_total",
-    "vllm:kv_cache_usage_perc",
-    "vllm:prefix_cache_hits_total",
-    "vllm:prefix_cache_queries_total",
-    "vllm:request_queue_time_seconds",
-    "vllm:time_to_first_token_seconds",
-    "vllm:e2e_request_latency_seconds",
-    "vllm:prompt_tokens_total",
-    "vllm:generation_tokens_total",
-}
-
-
-def list_panels() -> list[dict[str, Any]]:
-    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
-    return [panel for panel in panels if panel["type"] != "row"]
-
-
-def test_every_metric_exists() -> None:
-    known = set(re.findall(r"^\| `(clincot_\w+)`", REFERENCE.read_text(encoding="utf-8"), re.MULTILINE))
-    known |= VLLM | {"process_resident_memory_bytes"}  # the last is prometheus_client's own
-    used = set()
-    for panel in list_panels():
-        for target in panel["targets"]:
-            names = re.findall(r"\b(?:clincot|process|vllm:)\w+", target["expr"])
-            assert names, panel["title"]
-            used |= {SUFFIXES.sub("", name) for name in names}
-    assert used <= known, used - known
-    assert {"clincot_stage_seconds", "vllm:kv_cache_usage_perc"} <= used
 
 
 def test_every_panel_says_what_it_shows() -> None:
     panels = list_panels()
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert [panel["title"] for panel in panels if not panel["description"].endswith(".")] == []
+
+
+def test_panels_do_not_overlap() -> None:
+    """A dashboard is 24 columns wide."""
+    for path in DASHBOARDS:
+        taken: dict[tuple[int, int], str] = {}
+        for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]:
+            place = panel["gridPos"]
+            for x in range(place["x"], place["x"] + place["w"]):
+                for y in range(place["y"], place["y"] + place["h"]):
+                    assert (x, y) not in taken, (panel["title"], taken[x, y])
+                    assert x < 24, panel["title"]
+                    taken[x, y] = panel["title"]
+
+
+def test_prometheus_accepts_every_query(tmp_path: Path) -> None:
+    """Each query is the expression of a recording rule, which promtool checks."""
+    rules = [
+        {"record": f"query:{number}", "expr": fill_in_variables(query.expression)}
+        for number, query in enumerate(list_queries())
+    ]
+    assert len(rules) > 30
+    assert not any("$" in rule["expr"] for rule in rules)
+    (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    done = run_promtool("check", "rules", "queries.yaml", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("expression", "metrics", "groups"),
+    [
+        ("up", {"up": set()}, set()),
+        ('sum by (le, a) (rate(x_bucket{b="1",c=~"2|3"}[5m]))', {"x_bucket": {"b", "c"}}, {"le", "a"}),
+        ('x{a!="1"} / ignoring (b) group_left y > 0.5', {"x": {"a"}, "y": set()}, {"b"}),
+        ("histogram_quantile(0.9, rate(v:w[$__rate_interval])) and on (pod) up", {"v:w": set(), "up": set()}, {"pod"}),
+        ('x == 0 or absent(y{a="b"})', {"x": set(), "y": {"a"}}, set()),
+    ],
+)
+def test_metrics_and_labels_of_a_query(expression: str, metrics: dict[str, set[str]], groups: set[str]) -> None:
+    found = read_query(expression)
+    assert ({name: set(labels) for name, labels in found.metrics.items()}, set(found.groups)) == (metrics, groups)
 
 
 def test_the_chart_installs_the_dashboard_on_demand() -> None:

@@ -18,7 +18,15 @@ from jsonschema import Draft7Validator
 
 from tests.chart.batch_rendering import Rendering, render_batch
 from tests.chart.draw_checks import list_defects
-from tests.chart.value_draws import Change, ValueDraws, apply_changes, read_bases
+from tests.chart.value_draws import (
+    KSERVE_ROUTE,
+    Change,
+    ValueDraws,
+    apply_changes,
+    merge,
+    read_bases,
+    read_value,
+)
 
 Json = dict[str, Any]
 DRAWS = int(os.environ.get("CLINCOT_DRAWS", "2000"))
@@ -90,3 +98,25 @@ def test_any_values_are_refused_or_valid_and_closed() -> None:
     rendered = sum(not problems for _, problems, _ in results)
     print(Counter(refused=len(draws) - len(accepted), contradictory=len(results) - rendered, rendered=rendered))
     assert rendered > DRAWS / 3
+
+
+# What YAML reads as a truth value, as nothing, or as a number, if it is not quoted.
+OTHER_TYPES = ("y", "null", "1e3")
+
+
+@pytest.mark.slow
+def test_no_text_becomes_a_truth_value_or_a_number() -> None:
+    """Every text that the schema allows to be one of these words, in the production profile with a route."""
+    draws = ValueDraws(0)
+    validator = Draft7Validator(draws.schema)
+    first = {"monitoring": {"serviceMonitor": True}, "server": {"first": {"enabled": True}}}
+    base = merge(merge(read_bases()[-2], KSERVE_ROUTE), first)
+    texts = [path for path in draws.paths if isinstance(read_value(base, path), str)]
+    trials = [Draw(base, [Change(path, word)]) for path in texts for word in OTHER_TYPES]
+    accepted = [trial for trial in trials if not refuse_values(validator, trial.values)]
+    assert len(accepted) > 50
+    failures = []
+    for trial, result in render_all(accepted):
+        if not result.problems:
+            failures += [f"{explain_draw(trial)}: {defect}" for defect in list_defects(trial.values, result)]
+    assert failures == []

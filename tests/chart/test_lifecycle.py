@@ -6,11 +6,13 @@ Helm is the real one.
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from clincot.cli.app import main
 from clincot.deployment.inference_service import build_inference_service
@@ -19,7 +21,9 @@ from clincot.pipelines import submit
 from clincot.pipelines.ownership import read_owner
 from clincot.pipelines.round import compile_round
 from clincot.pipelines.round_plan import RoundPlan
-from tests.chart.rendering import CHART, GIVEN, HELMS, run
+from tests.chart.permissions import ACCOUNTS, RBAC_KINDS, granted
+from tests.chart.rendering import CHART, GIVEN, HELMS, rendered, run
+from tests.chart.test_route import DIRECT, INGRESS, THROUGH
 from tests.support.chart_kube_server import KubeServer, kube_server
 from tests.support.kfp_stub import PipelinesStub, serving
 
@@ -118,6 +122,33 @@ def test_the_notes_show_the_logs_of_the_tests(
         logs += shown.stdout
     assert logs.count("said by the pod") == 2
     assert helm("test", "clincot", "--logs").returncode == (0 if run_namespace == "clincot" else 1)
+
+
+def test_without_rbac_the_notes_show_how_to_print_the_roles(helm: Helm, server: KubeServer) -> None:
+    """An administrator runs the printed command, which asks the cluster for its APIs, and applies its output."""
+    accounts = ("--set", "serviceAccounts.create=false,rbac.create=false")
+    names = ",".join(f"serviceAccounts.names.{which}=team" for which in ACCOUNTS)
+    done = helm("install", "clincot", str(CHART), "--create-namespace", *TRIAL, *accounts, "--set", names)
+    assert done.returncode == 0, done.stderr
+    assert server.names("serviceaccounts") | server.names("roles") | server.names("clusterroles") == set()
+    assert """patch serviceaccount team --patch '{"secrets": [{"name": "clincot-store"}]}'""" in done.stdout
+    (command,) = re.findall(r"^  helm (template .*) \\\n    (.*)$", done.stdout, re.MULTILINE)
+    words = " ".join(command).replace("charts/clincot -n clincot -f YOUR-VALUES", str(CHART)).split()
+    printed = helm(*words, *TRIAL, *accounts[:1], f"serviceAccounts.create=false,{names}")
+    assert printed.returncode == 0, printed.stderr
+    objects = [one for one in yaml.safe_load_all(printed.stdout) if one]
+    assert {one["kind"] for one in objects} == set(RBAC_KINDS)
+    assert granted(objects, "team") > granted(rendered("trial"), "clincot-deployer")
+
+
+def test_a_route_of_another_kind_replaces_the_first(helm: Helm, server: KubeServer) -> None:
+    """Ingress, then HTTPRoute to the endpoint, then to KServe's gateway with a grant, then none."""
+    steps = {INGRESS: {"ingresses"}, DIRECT: {"httproutes"}, THROUGH: {"httproutes", "referencegrants"}, (): set()}
+    for flags, expected in steps.items():
+        done = helm("upgrade", "--install", "clincot", str(CHART), "--create-namespace", *TRIAL, *flags)
+        assert done.returncode == 0, done.stderr
+        assert ("Users reach it at https://clincot.hospital.example" in done.stdout) is bool(flags)
+        assert {plural for plural in ("ingresses", "httproutes", "referencegrants") if server.names(plural)} == expected
 
 
 def test_a_failed_hook_shows_its_log_and_leaves_nothing(

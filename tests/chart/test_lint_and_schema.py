@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.chart.rendering import CHART, GIVEN, HELMS, PROFILES, ROOT, Json, of_kind, rendered, run, template
+from tests.chart.test_route import CONTROLLER, INGRESS
 
 # (--set, --set-json or --set-string; the value; part of Helm 3's message; part of Helm 4's message)
 WRONG = [
@@ -125,8 +126,8 @@ WRONG = [
     (
         "--set",
         "monitoring.rules.errorRate=5",
-        "monitoring.rules.errorRate: Must be less than or equal to 1",
-        "at '/monitoring/rules/errorRate': maximum",
+        "monitoring.rules.errorRate: Must be less than 1",
+        "at '/monitoring/rules/errorRate': exclusiveMaximum",
     ),
     ("--set", "kfp.runNamespace=Team_A", "kfp.runNamespace: Does not match pattern", "at '/kfp/runNamespace'"),
 ]
@@ -307,6 +308,20 @@ def test_the_notes_describe_the_release_and_the_next_steps(tmp_path: Path) -> No
     (rollout,) = [one for one in of_kind(rendered("trial"), "Job") if "rollout" in one["metadata"]["name"]]
     assert f"job/{rollout['metadata']['name']}\n" in trial
     assert "hunter2" not in trial
+
+
+def test_the_notes_say_who_can_reach_the_endpoint_from_outside(tmp_path: Path) -> None:
+    """A warning if clients need no key, and if no controller is allowed to forward their requests."""
+    alone = notes("trial", tmp_path, *INGRESS)
+    assert (
+        "Users reach it at https://clincot.hospital.example, and need no key (server.apiKeysSecret is empty)." in alone
+    )
+    assert "because networkPolicy.ingressController is empty." in alone
+    keys = ("--set", "server.apiKeysSecret=keys,server.smokeKeySecret=smoke")
+    closed = notes("trial", tmp_path, *INGRESS, *keys, "--set-json", CONTROLLER)
+    assert "Users reach it at https://clincot.hospital.example.\n" in closed
+    assert "ingressController" not in closed
+    assert "Users reach it" not in notes("trial", tmp_path)
 
 
 @pytest.mark.parametrize("value", ["customCA.configMap=ca", "server.storageInitializer.create=false"])

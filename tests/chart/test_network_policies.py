@@ -5,11 +5,15 @@ The tests evaluate them as a network plugin does.
 
 from __future__ import annotations
 
+import json
+import re
+from ipaddress import ip_network
+
 import pytest
 import yaml
 
 from tests.chart.policy_evaluation import Target, Workload, allowed, label_pods, list_traffic
-from tests.chart.rendering import Json, of_kind, rendered, settings_of
+from tests.chart.rendering import HELMS, Json, of_kind, rendered, settings_of, template
 
 RUN = ("kubeflow", label_pods("run"))
 DEPLOYER = ("clincot", label_pods("deployer"))
@@ -325,3 +329,44 @@ def test_every_pod_has_a_policy_for_its_component() -> None:
             continue
         assert labels["app.kubernetes.io/part-of"] == "clincot"
         assert labels["app.kubernetes.io/component"] in named
+
+
+@pytest.mark.parametrize("helm", HELMS)
+def test_an_exception_has_to_be_inside_its_block(helm: str) -> None:
+    """Kubernetes wants a strict subset (ValidateIPBlock in pkg/apis/networking/validation/validation.go, v1.34.4).
+
+    Each pair is compared with Python's ipaddress.
+    """
+    blocks = (
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+        "10.1.0.0/16",
+        "10.1.2.3/32",
+        "172.16.0.0/12",
+        "172.32.0.0/12",
+        "192.168.128.0/17",
+    )
+    blocks += (
+        "::/0",
+        "fd00::/8",
+        "FD00:1::/32",
+        "fd00:1:0:a::/64",
+        "2001:db8::/33",
+        "2001:db8:8000::/33",
+        "fd00:1:2:3:4:5:6:7/128",
+    )
+    peers = [{"ipBlock": {"cidr": outer, "except": [*blocks]}} for outer in blocks]
+    done = template(
+        "--set", "store.existingSecret=s3", "--set-json", f"networkPolicy.prometheus={json.dumps(peers)}", version=helm
+    )
+    refused = set(
+        re.findall(
+            r"networkPolicy\.prometheus\[\d+\]\.ipBlock: the exception (\S+) is not inside the block (\S+)", done.stderr
+        )
+    )
+    assert refused == {(inner, outer) for outer in blocks for inner in blocks if not _is_inside(inner, outer)}
+
+
+def _is_inside(inner: str, outer: str) -> bool:
+    small, large = ip_network(inner), ip_network(outer)
+    return small.version == large.version and small != large and small.subnet_of(large)  # type: ignore[arg-type]

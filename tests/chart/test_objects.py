@@ -19,11 +19,12 @@ from clincot.config import SECTION_NAMES, Params, load_params, parse_config
 from clincot.deployment.crd import validate_manifest
 from clincot.deployment.inference_service import build_canary, build_inference_service
 from clincot.deployment.service_settings import ServiceSettings, load_service_settings
+from clincot.deployment.targets.blue_green import BlueGreenTarget
 from clincot.pipelines.cluster_settings import PROFILE_NAMES, ClusterSettings, load_cluster_settings
-from clincot.serving.metrics import REQUESTS
 from clincot.training.launch_settings import LaunchSettings, TrainJobSettings
 from tests.chart.rendering import CHART, PROFILES, Json, joined, of_kind, rendered, settings_of
 from tests.support.crds import KINDS, load_validator
+from tests.support.kube_api_server import ApiServer, api_server
 
 KUBERNETES = ("1.30", "1.33", "1.37")
 JUDGE = '{"name":"med","modelUri":"s3://m/med"}'
@@ -218,17 +219,33 @@ def test_the_schema_has_all_keys_of_launch_yaml() -> None:
     assert set(launch["job"]["properties"]) == set(TrainJobSettings.model_fields)
 
 
-def test_alerts_use_existing_metrics() -> None:
-    (rule,) = of_kind(rendered("production"), "PrometheusRule")
-    expressions = " ".join(one["expr"] for group in rule["spec"]["groups"] for one in group["rules"])
-    server = {family.name + "_total" for family in REQUESTS.collect()}
-    used = set(re.findall(r"clincot_\w+", expressions))
-    assert used == server | {
-        "clincot_round_failed",
-        "clincot_rounds_since_promotion",
-        "clincot_judge_agreement",
-        "clincot_store_readable",
-    }
+def test_every_pod_of_the_endpoint_is_scraped_once(tmp_path: Path) -> None:
+    """Both Services of a blue-green pair match the labels, but the one in front selects the same pods as KServe's.
+
+    KServe gives its Services the labels of their InferenceService (buildObjectMeta in
+    pkg/controller/v1beta1/inferenceservice/components/predictor.go of kserve/kserve aaac4e2).
+    """
+    objects = rendered("trial", "--set", "monitoring.serviceMonitor=true,server.mode=blue-green")
+    (tmp_path / "service.yaml").write_text(settings_of(objects)["service.yaml"])
+    service = load_service_settings(tmp_path / "service.yaml")
+    with api_server(ApiServer()) as cluster:
+        target = BlueGreenTarget(cluster, service, "4f" * 32, "s3://b/x", (100,))
+    front, isvc = target._build_front({}), target.build_manifest()
+    (monitor,) = of_kind(objects, "ServiceMonitor", "clincot-server")
+    selected = monitor["spec"]["selector"]["matchLabels"].items()
+    assert selected <= front["metadata"]["labels"].items()
+    assert selected <= isvc["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["endpoints"]
+    (rule,) = endpoint["relabelings"]
+    assert (rule["sourceLabels"], rule["action"]) == (["__meta_kubernetes_service_name"], "drop")
+    # Prometheus anchors the expression on both sides
+    dropped = [
+        name for name in (front["metadata"]["name"], target.backend_service) if re.fullmatch(rule["regex"], name)
+    ]
+    assert dropped == [front["metadata"]["name"]]
+    for component in ("judge", "monitor"):
+        (other,) = of_kind(objects, "ServiceMonitor", f"clincot-{component}")
+        assert "relabelings" not in other["spec"]["endpoints"][0]
 
 
 def test_references_match_created_objects() -> None:

@@ -200,3 +200,20 @@ def test_extended_resources_are_accepted() -> None:
     refused = template("--set", "store.existingSecret=s3", "--set", "server.resources.limits.gpu=1")
     assert refused.returncode != 0
     assert "gpu" in refused.stderr
+
+
+@pytest.mark.parametrize("value", ["podDefaults.nodeSelector", "podDefaults.labels", "podDefaults.annotations"])
+@pytest.mark.parametrize(
+    ("prefix", "allowed"),
+    [
+        ("nvidia.com", True),
+        ("feature.node.kubernetes.io", True),  # of Node Feature Discovery
+        ("nginx.ingress.kubernetes.io", True),
+        (".".join(["a" * 40] * 6), True),
+        (".".join(["a" * 63] * 4), False),  # 4 * 63 + 3 = 255, and Kubernetes allows 253
+        ("-a.example", False),
+    ],
+)
+def test_keys_may_have_long_prefixes(value: str, prefix: str, allowed: bool) -> None:
+    done = template("--set", "store.existingSecret=s3", "--set-json", f'{value}={{"{prefix}/key":"x"}}')
+    assert (done.returncode == 0) is allowed, done.stderr

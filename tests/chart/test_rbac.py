@@ -28,7 +28,8 @@ from clincot.registry.manifest import Manifest
 from clincot.storage.folder_store import FolderStore
 from clincot.training.kubeflow_trainer import list_job_permissions
 from clincot.training.launch_settings import TrainJobSettings
-from tests.chart.rendering import PROFILES, Json, of_kind, rendered, settings_of
+from tests.chart.permissions import granted
+from tests.chart.rendering import PROFILES, of_kind, rendered, settings_of
 from tests.deployment.test_rollout_kserve import FAST, answering
 from tests.support.deployment_builders import published
 from tests.support.kube_api_server import RESTRICTED, ApiServer, Script, api_server
@@ -62,30 +63,6 @@ def permission_of(method: str, path: str) -> Permission | None:
         return Permission(VERBS[method], "", "namespaces", path.rpartition("/")[2], path.rpartition("/")[2])
     resource = found["resource"] + (f"/{found['sub']}" if found["sub"] else "")
     return Permission(verb, found["group"] or "", resource, found["namespace"] or "", found["name"] or "")
-
-
-def granted(objects: tuple[Json, ...], account: str) -> set[Permission]:
-    """Return the permissions that the bindings grant to an account.
-
-    A rule without resource names has the name "".
-    """
-    roles = {(one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]): one for one in objects}
-    out: set[Permission] = set()
-    for binding in (*of_kind(objects, "RoleBinding"), *of_kind(objects, "ClusterRoleBinding")):
-        if account not in {subject["name"] for subject in binding["subjects"]}:
-            continue
-        namespace = binding["metadata"].get("namespace", "")
-        reference = binding["roleRef"]
-        role = roles[reference["kind"], namespace if reference["kind"] == "Role" else "", reference["name"]]
-        for rule in role["rules"]:
-            out |= {
-                Permission(verb, group, resource, namespace, name)
-                for verb in rule["verbs"]
-                for group in rule["apiGroups"]
-                for resource in rule["resources"]
-                for name in rule.get("resourceNames", [""])
-            }
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ class ValueDraws:
     def draw_changes(self) -> list[Change]:
         """Draw one to six valid changes."""
         paths = self.random.sample(self.paths, self.random.randint(1, 6))
-        return [Change(path, self.draw_value(_find_schema(self.schema, path))) for path in paths]
+        return [Change(path, self.draw_value(find_schema(self.schema, path))) for path in paths]
 
     def draw_mistake(self, values: Json) -> Change:
         """Draw a removed value, one of another type, or a misspelt name, somewhere in the values."""
@@ -87,7 +87,7 @@ class ValueDraws:
         if kind == "null":
             return Change(path, removed=True)
         if kind == "type":
-            return Change(path, self._draw_other_type(_read(values, path)))
+            return Change(path, self._draw_other_type(read_value(values, path)))
         return Change((*path[:-1], f"{path[-1]}x") if isinstance(path[-1], str) else path, {"no": 1})
 
     def _draw_other_type(self, old: Any) -> Any:
@@ -209,10 +209,33 @@ def _is_in(kind: Any, content: Any, char: str) -> bool:
     return _CATEGORIES[content](char)
 
 
+_INGRESS = {"kind": "Ingress", "hosts": ["a.example", "*.b.example"], "tlsSecret": "tls", "className": "nginx"}
+_KSERVE_GATEWAY = {"service": "gateway", "namespace": "kserve", "host": "clincot.example.com"}
+_PARENTS = [{"name": "public", "namespace": "gateways", "sectionName": "https"}]
+_HTTP_ROUTE = {"kind": "HTTPRoute", "hosts": ["a.example"], "parentRefs": _PARENTS}
+_ACCOUNTS = ("runner", "deployer", "server", "scheduler", "store", "bucket", "trainer")
+_INGRESS_PODS = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress-nginx"}}}]
+KSERVE_ROUTE: Json = {"server": {"route": {**_HTTP_ROUTE, "gateway": _KSERVE_GATEWAY}}}
+# Sets of values that only work together, which single draws would hardly meet.
+TOGETHER: list[Json] = [
+    {
+        "server": {"mode": "blue-green", "route": _INGRESS},
+        "networkPolicy": {"ingressController": _INGRESS_PODS},
+    },
+    {"server": {"mode": "blue-green", "route": _HTTP_ROUTE}, "networkPolicy": {"ingressController": _INGRESS_PODS}},
+    KSERVE_ROUTE,
+    {
+        "serviceAccounts": {"create": False, "names": {name: f"team-{name}" for name in _ACCOUNTS}},
+        "rbac": {"create": False},
+    },
+]
+
+
 def read_bases() -> list[Json]:
-    """Return complete values to start from: the defaults and the profiles, with credentials."""
+    """Return complete values to start from: the defaults and the profiles, with credentials, also with TOGETHER."""
     defaults: Json = yaml.safe_load((CHART / "values.yaml").read_text())
     bases = [merge(defaults, {"store": {"existingSecret": "s3"}})]
+    bases += [merge(bases[0], more) for more in TOGETHER]
     for profile in PROFILES:
         values = yaml.safe_load((CHART / f"values-{profile}.yaml").read_text())
         keys = {} if values["store"].get("existingSecret") else {"accessKey": HIDDEN, "secretKey": HIDDEN}
@@ -233,7 +256,7 @@ def apply_changes(values: Json, changes: Sequence[Change]) -> Json:
     """Return a copy of the values with the changes; one whose place is gone has no effect."""
     out = copy.deepcopy(values)
     for change in changes:
-        part = _read(out, change.path[:-1])
+        part = read_value(out, change.path[:-1])
         last = change.path[-1]
         if isinstance(part, list) and not (isinstance(last, int) and last < len(part)):
             continue
@@ -245,7 +268,8 @@ def apply_changes(values: Json, changes: Sequence[Change]) -> Json:
     return out
 
 
-def _read(values: Any, path: Path) -> Any:
+def read_value(values: Any, path: Path) -> Any:
+    """Return the value at a place; None if there is none."""
     for key in path:
         present = isinstance(values, dict) and key in values
         if not present and not (isinstance(values, list) and isinstance(key, int) and key < len(values)):
@@ -271,7 +295,8 @@ def _list_places(root: Json, schema: Json, path: tuple[str, ...] = ()) -> list[P
     return found
 
 
-def _find_schema(root: Json, path: Path) -> Json:
+def find_schema(root: Json, path: Path) -> Json:
+    """Return the schema of a place in the values."""
     schema = root
     for name in path:
         schema = _resolve(root, schema)["properties"][name]

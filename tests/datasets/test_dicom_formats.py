@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,16 @@ def test_compressions_of_archives_are_read_as_installed(name: str) -> None:
     path = get_testdata_file(name)
     assert path is not None
     assert render(Path(path), frame=1).std() > 0
+
+
+def test_threads_leave_pydicoms_logger_as_it_was() -> None:
+    """Both switches belong to the process, so one thread could restore what another one had set."""
+    path = Path(str(get_testdata_file("MR_small_RLE.dcm")))
+    logger, filters = logging.getLogger("pydicom"), list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: render(path, frame=1), range(64)))
+    assert not logger.disabled
+    assert warnings.filters == filters
 
 
 # Frames

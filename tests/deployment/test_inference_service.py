@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import socket
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -25,6 +27,7 @@ from clincot.deployment.pod_settings import PodSettings
 from clincot.deployment.service_settings import ServiceSettings, load_service_settings
 from clincot.jsonl import InvalidRecord
 from tests.support.crds import load_validator
+from tests.support.http_server import serving
 
 DIGEST = "4f" * 32
 URI = f"s3://models/clincot/models/chest/{DIGEST}"
@@ -119,6 +122,25 @@ def test_the_predictor_has_vllm_and_a_collocated_transformer() -> None:
     assert spec["serviceAccountName"] == "clincot-models"
 
 
+@pytest.mark.parametrize("given", ["", "store.example", "store.example,localhost"])
+def test_a_proxy_is_never_between_transformer_and_vllm(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are in one pod, and images go from one to the other; httpx, the server's client, reads the variables."""
+    with serving(lambda request: (502, b"proxy")) as proxy, serving(lambda request: (200, b"vLLM")) as vllm:
+        proxies = {"HTTP_PROXY": proxy.url} | ({"NO_PROXY": given} if given else {})
+        settings = FULL.model_copy(update={"proxies": proxies})
+        spec = build_inference_service(settings, DIGEST, URI, mode="Standard")["spec"]["predictor"]
+        for container in (spec["model"], *spec["containers"]):
+            for one in container["env"]:
+                if one["name"].endswith("_PROXY"):
+                    monkeypatch.setenv(one["name"], one["value"])
+            assert os.environ["NO_PROXY"].startswith(given)
+            for host in ("localhost", "127.0.0.1"):
+                assert httpx.get(vllm.url.replace("127.0.0.1", host)).text == "vLLM"
+            assert httpx.get("http://elsewhere.example").text == "proxy"
+    without = build_inference_service(FULL.model_copy(update={"proxies": {}}), DIGEST, URI, mode="Standard")
+    assert "NO_PROXY" not in json.dumps(without)
+
+
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])
 def test_fixed_replicas_have_no_autoscaler(mode: str) -> None:
     """In Standard mode, KServe's default class `hpa` would create a HorizontalPodAutoscaler for every revision.
@@ -168,7 +190,9 @@ def test_measured_settings_reach_the_server(kserve: Draft202012Validator, engine
 
     Recipe (section serve) -> manifest of the checkpoint -> InferenceService -> arguments -> settings of the server.
     """
-    measured = load_params(None, ("serve.max_new_tokens=40", 'serve.propose.grounders={"windows": 3}')).serve
+    measured = load_params(
+        None, ("serve.max_new_tokens=40", "serve.max_images=2", 'serve.propose.grounders={"windows": 3}')
+    ).serve
     own = {"abstain_below": 0.4, "running": 16, "abstain_refusal": "{{.Name}} é: $(HOME)"}
     settings = FULL.model_copy(update={"engine": engine, "runtime": "clincot-serve", "serve": own})
     manifest = build_inference_service(settings.with_measured(measured), DIGEST, URI, mode="Standard")
@@ -179,6 +203,7 @@ def test_measured_settings_reach_the_server(kserve: Draft202012Validator, engine
     server = load_serve_settings(overrides)
     assert server == ServeSettings.model_validate(measured.model_dump() | own)
     assert server.answer_digest == measured.answer_digest
+    assert server.max_images == 2
     assert not [arg for arg in container["args"] if "{{" in arg or "$(" in arg]  # KServe and Kubernetes fill these in
     assert len({arg.partition("=")[0] + arg.split("=")[1] for arg in container["args"] if "=" in arg}) == len(
         [arg for arg in container["args"] if "=" in arg]

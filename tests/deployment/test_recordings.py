@@ -8,9 +8,11 @@ import pytest
 
 from clincot.clients.kubernetes import Cluster
 from clincot.clients.pod_problems import find_pod_problems, list_creation_events, list_pods
+from clincot.deployment.inference_service import build_predictor
 from clincot.deployment.rollout import NotReady
 from clincot.deployment.service_settings import ServiceSettings
 from clincot.deployment.targets.blue_green import BlueGreenTarget
+from clincot.deployment.targets.kserve import list_inherited_fields
 from tests.support.kube_api_server import RESTRICTED, ApiServer, Script, api_server
 from tests.support.recordings import read_recording
 
@@ -50,6 +52,15 @@ def test_the_stubs_status_has_only_fields_that_were_seen() -> None:
     assert {key for key in list_keys(status) if key.split("/")[1] not in other_modes} <= seen
     kinds = {condition["type"] for condition in recorded["status"]["conditions"]}
     assert {condition["type"] for condition in status["conditions"]} <= kinds
+
+
+def test_kserve_stores_no_fields_of_its_own() -> None:
+    """So what a canary inherits (list_inherited_fields) is what somebody has set in the service before."""
+    stored = read_recording("inferenceservice-ready")["spec"]["predictor"]
+    settings = SETTINGS.model_copy(update={"resources": stored["model"]["resources"]})
+    ours = build_predictor(settings, DIGEST, URI, mode="Standard")
+    assert list_inherited_fields(stored, ours) == []
+    assert list_inherited_fields(stored | {"tolerations": [{"key": "gpu"}]}, ours) == ["tolerations"]
 
 
 def test_a_pod_has_the_arguments_once() -> None:

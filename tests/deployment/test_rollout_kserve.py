@@ -1,122 +1,30 @@
-"""Rollouts against a stateful stub of the API server, with the real kubernetes client.
-
-The checkpoints are really published; the stub's KServe answers golden questions as its script says.
-"""
+"""Rollouts against a stateful stub of the API server, with the real kubernetes client."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clincot.clients.kubernetes import Cluster, Conflict, resource_path
-from clincot.config import DeployConfig
+from clincot.clients.kubernetes import Conflict, resource_path
 from clincot.deployment import crd, deployment
 from clincot.deployment.deployment import DeploymentRefused, approve_rollout, resume_rollout, start_rollout
 from clincot.deployment.inference_service import CRD_NAME, DIGEST_ANNOTATION
-from clincot.deployment.journal import RolloutConflict, RolloutEvent, RolloutJournal, read_journal, read_last_journal
+from clincot.deployment.journal import RolloutConflict, RolloutEvent, read_journal, read_last_journal
+from clincot.deployment.pod_settings import PodSettings
 from clincot.deployment.rollout import RolledBack, RolloutInterrupted, RolloutSteps, TargetFailed, roll_out
-from clincot.deployment.service_settings import ServiceSettings
 from clincot.deployment.smoke import read_golden_images, run_smoke_test
-from clincot.deployment.targets.kserve import KServeTarget
 from clincot.deployment.targets.select import TARGET_CLASSES, TrafficMode
 from clincot.registry import champion
-from clincot.registry.manifest import GoldenQuestion, Manifest
-from clincot.storage.folder_store import FolderStore
+from clincot.registry.manifest import Manifest
 from clincot.storage.store import StoreFailed
 from tests.support.deployment_builders import LINE, published
-from tests.support.kube_api_server import RESTRICTED, ApiServer, Script, api_server
+from tests.support.kube_api_server import RESTRICTED, Script
+from tests.support.rollout_world import FAST, SERVICE, World, answering, kinds
 
-FAST = DeployConfig(steps=(10, 50, 100), step_s=0, poll_s=0.001, ready_s=20, request_s=10)
-SERVICE = ServiceSettings(name=LINE, namespace="serving")
 OPEN = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-
-
-@dataclass
-class World:
-    """A store with a base that is champion and a promoted challenger, and a cluster."""
-
-    store: FolderStore
-    base: Manifest
-    challenger: Manifest
-    server: ApiServer
-    cluster: Cluster
-
-    service_settings: ServiceSettings = SERVICE
-
-    def target(self, manifest: Manifest, mode: TrafficMode = "canary", settings: DeployConfig = FAST) -> KServeTarget:
-        service = self.service_settings
-        if mode == "knative":  # Knative refuses the two containers of the engine vllm
-            service = service.model_copy(update={"engine": "clincot", "runtime": "clincot-serve"})
-        service = service.with_measured(manifest.serve)
-        return TARGET_CLASSES[mode](self.cluster, service, manifest.sha256, manifest.uri, settings.steps)
-
-    def start(self, manifest: Manifest, settings: DeployConfig = FAST) -> RolloutJournal:
-        service = self.service_settings
-        return start_rollout(self.store, manifest, settings, target="kserve", service=service, by="ann")
-
-    def deploy(self, manifest: Manifest, mode: TrafficMode = "canary", settings: DeployConfig = FAST) -> RolloutJournal:
-        journal = self.start(manifest, settings)
-        resume_rollout(self.store, journal, self.target(manifest, mode, settings), wait=lambda _: None)
-        return journal
-
-    @property
-    def challenger_script(self) -> Script:
-        return self.server.scripts[self.challenger.sha256]
-
-    @property
-    def champion(self) -> str:
-        return champion.read_champion(self.store, LINE).now.sha256
-
-    def service(self, name: str = LINE) -> dict[str, Any]:
-        return self.cluster.get(resource_path("serving.kserve.io", "v1beta1", "serving", "inferenceservices", name))
-
-    def shares(self) -> list[int | None]:
-        """The canary's share in each written InferenceService, in order; None: no canary."""
-        return [
-            (one["spec"].get("canary") or [{"trafficPercent": None}])[0]["trafficPercent"]
-            for one in self.server.history
-            if one["kind"] == "InferenceService"
-        ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    store = FolderStore(tmp_path / "store")
-    base = published(store, tmp_path, 1.0)
-    challenger = published(store, tmp_path, 2.0, over=base)
-    champion.create_champion_pointer(store, base, by="ann")
-    server = ApiServer()
-    for manifest in (base, challenger):
-        server.scripts[manifest.sha256] = Script(chat=answering(manifest.golden))
-    with api_server(server) as cluster:
-        yield World(store, base, challenger, server, cluster)
-
-
-def answering(golden: tuple[GoldenQuestion, ...], *, wrong: int = 0) -> Any:
-    """A server that answers golden questions, the first `wrong` of them incorrectly."""
-    answers = {g.question: (g.answer if n >= wrong else "perhaps", g.box) for n, g in enumerate(golden)}
-
-    def chat(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        (message,) = body["messages"]
-        image, text = message["content"]
-        assert image["image_url"]["url"].startswith("data:image/png;base64,")
-        answer, box = answers[text["text"]]
-        regions = [{"box": box.model_dump(), "answer": answer, "grounder": "written"}]
-        return 200, {
-            "choices": [{"message": {"role": "assistant", "content": answer}}],
-            "clincot": {"regions": regions, "winner": 0, "confidence": 0.9},
-        }
-
-    return chat
-
-
-def kinds(journal: RolloutJournal) -> list[str]:
-    return [event.kind for event in journal.events]
 
 
 def test_the_first_rollout_serves_the_base_model(world: World) -> None:
@@ -510,6 +418,16 @@ def test_two_processes_never_drive_one_rollout(world: World) -> None:
         resume_rollout(world.store, mine, world.target(world.base), wait=lambda _: None)
 
 
+def test_an_open_rollout_is_not_continued_with_other_settings(world: World) -> None:
+    """They would be ignored: the journal has its own. An approval may be asked for in addition."""
+    world.deploy(world.base)
+    journal = world.start(world.challenger)
+    with pytest.raises(ValueError, match=r"is open with other settings \(step_s 0\.0, steps \(10, 50, 100\)\); go on"):
+        world.start(world.challenger, FAST.model_copy(update={"steps": (100,), "step_s": 5.0}))
+    again = world.start(world.challenger, FAST.model_copy(update={"approval": True}))
+    assert again.plan == journal.plan
+
+
 @pytest.mark.parametrize("mode", ["canary", "knative", "blue-green"])
 def test_a_refused_store_says_where_the_traffic_is(world: World, mode: TrafficMode) -> None:
     """The store refuses access when all traffic has moved: nothing can be recorded, so nothing more is done."""
@@ -681,6 +599,46 @@ def test_knative_shifts_traffic_by_percent(world: World) -> None:
     world.deploy(world.challenger, "knative")
     shares = [one["spec"]["predictor"].get("canaryTrafficPercent") for one in world.server.history]
     assert shares == [0, 10, 50, 100, None]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "needed"), [("canary", "knative", "Knative"), ("knative", "canary", "Standard")]
+)
+def test_a_service_does_not_change_its_mode(world: World, first: TrafficMode, then: TrafficMode, needed: str) -> None:
+    """In Standard mode KServe ignores canaryTrafficPercent: a revision with 0 % would get all users, unwatched."""
+    world.deploy(world.base, first)
+    before = json.dumps(front_of(world, first))
+    with pytest.raises(RolledBack, match=f"and this rollout needs {needed}, which KServe does not change; set `mode`"):
+        world.deploy(world.challenger, then)
+    assert json.dumps(front_of(world, first)) == before
+
+
+def test_a_rollout_tells_what_a_canary_inherits(world: World, tmp_path: Path) -> None:
+    """KServe merges a canary over the stable predictor, so removed settings stay in its pods until the promotion."""
+    world.service_settings = SERVICE.model_copy(
+        update={"pod": PodSettings(tolerations=({"key": "gpu", "operator": "Exists"},)), "runtime": "vllm-old"}
+    )
+    world.deploy(world.base)
+    world.service_settings = SERVICE
+    (started,) = [event.detail for event in world.deploy(world.challenger).events if event.kind == "started"]
+    assert (
+        "it inherits model.runtime, tolerations from there, and gets new pods without them at the promotion" in started
+    )
+    third = published(world.store, tmp_path, 3.0, over=world.challenger)
+    world.server.scripts[third.sha256] = Script(chat=answering(third.golden))
+    (started,) = [event.detail for event in world.deploy(third).events if event.kind == "started"]
+    assert "inherits" not in started  # the same settings as before
+
+
+def test_an_older_kserves_names_of_modes_are_known(world: World) -> None:
+    world.deploy(world.base)
+    for written in world.server.objects.values():
+        if written["kind"] == "InferenceService":
+            written["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] = "RawDeployment"
+            written["status"]["deploymentMode"] = "RawDeployment"
+    target = world.target(world.challenger, "knative")
+    with pytest.raises(TargetFailed, match="is in KServe's mode Standard, and this rollout needs Knative"):
+        target.start_revision()
 
 
 def test_the_manifest_is_validated_by_the_clusters_crd(world: World) -> None:

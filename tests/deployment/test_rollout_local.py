@@ -14,7 +14,7 @@ import pytest
 
 from clincot.config import DeployConfig
 from clincot.deployment.deployment import abandon_rollout, resume_rollout, start_rollout
-from clincot.deployment.journal import RolloutJournal
+from clincot.deployment.journal import RolloutJournal, read_last_journal
 from clincot.deployment.rollout import RolledBack
 from clincot.deployment.targets.local import SERVE_COMMAND, LocalTarget, ServerProcess, stop_all_servers
 from clincot.deployment.targets.traffic_route import TrafficBackend, TrafficRoute, TrafficRouter
@@ -105,6 +105,25 @@ def test_a_bad_challenger_leaves_the_base_in_place(world: World, flags: tuple[st
     assert world.asked(3) == {world.base.sha256: 3}
     assert world.servers() == [world.base.sha256]
     assert champion.read_champion(world.store, LINE).now.sha256 == world.base.sha256
+
+
+def test_changed_weights_end_the_rollout(world: World) -> None:
+    """A file in the store is not the published one: nothing starts, and no rollout is left open."""
+    world.deploy(world.base)
+    (weights,) = [file for file in world.challenger.files if file.path.endswith(".safetensors")]
+    key = f"models/{LINE}/{world.challenger.sha256}/{weights.path}"
+    content, tag = world.store.read(key)
+    tag = world.store.replace(key, content[:-1] + bytes([content[-1] ^ 1]), tag)
+    with pytest.raises(
+        RolledBack, match=f"{weights.path}: downloaded with sha256 .* the manifest lists {weights.sha256}"
+    ):
+        world.deploy(world.challenger)
+    assert world.asked() == {world.base.sha256: 1}
+    journal = read_last_journal(world.store, LINE)
+    assert journal is not None
+    assert journal.ended
+    world.store.replace(key, content, tag)
+    assert world.deploy(world.challenger).last.kind == "finished"
 
 
 def test_traffic_shares_and_abandoning_an_open_rollout(world: World) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 from prometheus_client.metrics import Counter, Histogram, MetricWrapperBase
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from clincot import records
 from clincot.cli.app import main as run_command
@@ -40,6 +41,7 @@ from clincot.serving import metrics as server_metrics
 from clincot.stages.catalog import ARTIFACTS, STAGES
 from clincot.storage.folder_store import FolderStore
 from clincot.text import markdown_table
+from tests.chart.permissions import render_permission_tables
 from tests.chart.policy_evaluation import render_traffic_tables
 from tests.chart.readme import table as chart_values_table
 from tests.docs.pipeline_graph import render_graph_page
@@ -146,7 +148,8 @@ def _render_section(
     kind = type(neutral)
     properties = kind.model_json_schema()["properties"]
     rows = []
-    before, after = neutral.model_dump(mode="json"), recipe.model_dump(mode="json")
+    # not model_dump, which leaves some fields out at their defaults
+    before, after = ({name: to_jsonable_python(value) for name, value in section} for section in (neutral, recipe))
     for field, about in kind.model_fields.items():
         if is_inherited(name, field):
             continue
@@ -310,9 +313,10 @@ def render_network_policies() -> str:
         "",
         "What the chart's network policies allow in each profile. Everything else is denied for the pods of the "
         "release and of its runs, except DNS (port 53). Gateways and Prometheus are the namespaces in "
-        "`networkPolicy.gateway` and `networkPolicy.prometheus`. *Any address* is inside and outside the cluster: a "
-        "network policy cannot name a host, so an address outside the cluster opens its port to all of them. A "
-        "Service (`http://minio.minio.svc:9000`) opens it to its namespace only, and an IP address to itself; "
+        "`networkPolicy.gateway` and `networkPolicy.prometheus`; those of an ingress controller or of a Gateway for "
+        "`server.route` are in `networkPolicy.ingressController`, which is empty. *Any address* is inside and outside "
+        "the cluster: a network policy cannot name a host, so an address outside the cluster opens its port to all of "
+        "them. A Service (`http://minio.minio.svc:9000`) opens it to its namespace only, and an IP address to itself; "
         "otherwise, restrict it with `networkPolicy.apiServer`, `networkPolicy.store` and `networkPolicy.git`. An "
         "empty list there closes the way. Ports 443 and 6443 are the API server's (`networkPolicy.apiServerPorts`); "
         "those of store, data repository, proxy, judges, grounders, endpoint and Kubeflow follow from their "
@@ -320,6 +324,35 @@ def render_network_policies() -> str:
         "inside its own pod only.",
         "",
         render_traffic_tables(),
+    ]
+    return "\n".join(lines)
+
+
+def render_permissions() -> str:
+    """The chart's service accounts and the permissions that its Roles grant them."""
+    lines = [
+        "# Accounts and permissions",
+        "",
+        REGENERATE,
+        "",
+        "The chart creates these service accounts and grants them what the tables list. `serviceAccounts.names` gives "
+        "them other names. With `serviceAccounts.create=false` the chart creates none: `serviceAccounts.names` then "
+        "names existing accounts, and one account may have several entries. With `rbac.create=false` the chart creates "
+        "no Role, ClusterRole or binding, and somebody else grants the same. Preflight names each permission of "
+        "rollouts and TrainJobs that is missing.",
+        "",
+        "The chart prints the Roles and bindings for your values (with Helm 4, `--dry-run=server` instead of "
+        "`--validate`):",
+        "",
+        "```sh",
+        "helm template clincot charts/clincot -n clincot -f my-values.yaml --set rbac.create=true --validate \\",
+        "  --show-only templates/rbac.yaml",
+        "```",
+        "",
+        "Give the runner's permissions also to the account of runs that are started in the UI with an empty field "
+        "Service Account (`kfp.defaultAccount`).",
+        "",
+        render_permission_tables(),
     ]
     return "\n".join(lines)
 
@@ -475,6 +508,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/metrics.md": render_metrics_reference,
     "reference/values.md": render_values_reference,
     "reference/network-policies.md": render_network_policies,
+    "reference/permissions.md": render_permissions,
 }
 
 

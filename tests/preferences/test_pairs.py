@@ -409,3 +409,63 @@ def test_whole_image_and_crop_are_different_regions():
     scored = [(candidate("yes", box=WHOLE_IMAGE), 0.9), (candidate("no", box=LEFT), 0.1)]
     _, report = pairs_of(scored)
     assert report.same_region == 0
+
+
+def preferred(chosen: str, rejected: str, count: int, topic: str) -> list[tuple[Candidate, float]]:
+    """Two candidates in each of `count` questions: `chosen` scores .9, `rejected` .1."""
+    scored = []
+    for number in range(count):
+        question = f"{topic} {chosen} {rejected} {number:03d}"
+        scored += [(candidate(chosen, question=question), 0.9), (candidate(rejected, question=question), 0.1)]
+    return scored
+
+
+def test_an_answer_that_is_nearly_always_chosen_loses_pairs_until_it_is_no_habit():
+    """Smooth is chosen 30 times and rejected 10 times: a bias of 20/40.
+
+    After 18 drops it is chosen 12 times: 2/22 is at most .1, while 3/23 after 17 is not.
+    """
+    scored = preferred("smooth", "spiculated", 30, "margin") + preferred("Spiculated", "smooth", 10, "margin")
+    assert len(pairs_of(scored)[0]) == 40
+    pairs, report = pairs_of(scored, max_answer_bias=0.1)
+    chosen = [better for better, _ in texts(pairs, scored)]
+    assert (chosen.count("smooth"), chosen.count("Spiculated")) == (12, 10)
+    assert report.dropped == {"answer balance": 18}
+    assert accounted(report)
+
+
+def test_a_rare_answer_is_no_habit():
+    """Chosen in 19 pairs and never rejected, it is below the 20 uses from which an answer is balanced."""
+    scored = preferred("smooth", "spiculated", 19, "margin")
+    assert len(pairs_of(scored, max_answer_bias=0.1)[0]) == 19
+    with pytest.raises(NoPairs, match="'answer balance': 20"):
+        pairs_of(preferred("smooth", "spiculated", 20, "margin"), max_answer_bias=0.1)
+
+
+def test_answers_are_balanced_within_their_topic():
+    """Yes is chosen 20 times of presence and rejected 20 times of side: balanced together, a habit in each."""
+    scored = preferred("yes", "no", 20, "presence") + preferred("no", "yes", 20, "side")
+    ones, scores = [one for one, _ in scored], [score_of(one, score) for one, score in scored]
+    config = PairConfig(**{**OPEN, "max_answer_bias": 0.1})
+    assert len(make_pairs(ones, scores, config)[0]) == 40
+    topics = {one.question: one.question.partition(" ")[0] for one in ones}
+    with pytest.raises(NoPairs, match="'answer balance': 40"):
+        make_pairs(ones, scores, config, topics=topics)
+
+
+def test_pairs_of_the_most_rejected_answer_are_dropped_first_and_the_seed_chooses_among_them():
+    """Smooth is chosen 20 times over spiculated, which is never chosen, and 20 times over cavitating, chosen 20 times.
+
+    Its surplus falls from 40 to that of a bias of at most .5: 40 - k <= .5 (40 - k) needs all 40 gone, but once
+    cavitating is chosen over smooth 20 times, smooth is rejected 20 times: 20 - k <= .5 (60 - k) holds at once.
+    """
+    scored = preferred("smooth", "spiculated", 20, "margin") + preferred("smooth", "cavitating", 20, "margin")
+    scored += preferred("cavitating", "smooth", 20, "margin")
+    assert len(pairs_of(scored, max_answer_bias=0.5)[0]) == 60
+    # at most .2: 20 - k <= .2 (60 - k) from k = 10 on
+    first, report = pairs_of(scored, max_answer_bias=0.2)
+    assert report.dropped == {"answer balance": 10}
+    assert texts(first, scored).count(("smooth", "spiculated")) == 10
+    other, _ = pairs_of(scored, max_answer_bias=0.2, seed=1)
+    assert [pair.id for pair in other] != [pair.id for pair in first]
+    assert [pair.id for pair in first] == [pair.id for pair in pairs_of(scored, max_answer_bias=0.2)[0]]

@@ -5,10 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.decode_workers import expect_no_new_workers
 from tests.support.model_servers import ROOT, Served, data_uri, serving
 
 KEY = "sk-serve-test-1"
 POLICY = ROOT / "assets" / "policy"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_decode_worker_is_left() -> Iterator[None]:
+    """Every server of a module in this process has ended its decode workers at the end of the module."""
+    with expect_no_new_workers():
+        yield
 
 
 @pytest.fixture(scope="session")

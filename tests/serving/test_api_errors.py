@@ -185,6 +185,20 @@ def test_valid_requests_are_answered(url: str, path: str, ask: Any, image: str) 
     assert post(url, path, ask("Is there a nodule?", image)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "question", ["Is there a <b>nodule</b>?", "What is SpO<sub>2</sub>?<br/>In words.", "Is a < b?"]
+)
+def test_formatted_text_is_no_control_word(url: str, question: str) -> None:
+    assert post(url, PREDICT, v1(question, GOOD)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics"])
+def test_operators_can_look_without_a_key(url: str, path: str) -> None:
+    """Load balancers ask with HEAD, and those of vLLM's users for /health."""
+    got, headed = httpx.get(url + path, timeout=60), httpx.head(url + path, timeout=60)
+    assert (got.status_code, headed.status_code, headed.content) == (200, 200, b"")
+
+
 def test_an_operator_can_accept_blank_images(parrot: Parrot) -> None:
     settings = SETTINGS.model_copy(update={"min_contrast": 0})
     with serving_here(parrot, settings) as own:
@@ -223,7 +237,7 @@ def test_an_operator_can_accept_blank_images(parrot: Parrot) -> None:
         (CHAT, chat("a", GOOD, presence_penalty=0.5), 400, "invalid_request"),
         (CHAT, chat("a", GOOD, top_logprobs=2), 400, "invalid_request"),
         (CHAT, chat("a", GOOD, response_format={"type": "grammar"}), 400, "invalid_request"),
-        (CHAT, {"model": "policy", "messages": [{"role": "user", "content": "a"}]}, 400, "one_image"),
+        (CHAT, {"model": "policy", "messages": [{"role": "user", "content": "a"}]}, 400, "no_image"),
         (CHAT, chat("a", GOOD) | {"model": "other"}, 404, "model_not_found"),
         (CHAT, {"model": "policy", "messages": [{"role": "system", "content": "Be brief"}]}, 400, "invalid_history"),
         (CHAT, {"model": "policy", "messages": [{"role": "tool", "content": "7"}]}, 400, "invalid_request"),
@@ -231,7 +245,7 @@ def test_an_operator_can_accept_blank_images(parrot: Parrot) -> None:
             CHAT,
             {"model": "policy", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
             400,
-            "one_image",
+            "no_image",
         ),
         ("/v2/repository/models/policy/unload", {}, 404, "not_found"),
         ("/v1/models/policy:explain", v1("a", GOOD), 404, "not_found"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from clincot.serving.backend import PredictorAddress, RemoteBackend
 from clincot.serving.request_context import RequestContext
 from tests.support.chat_endpoint import MODELS
 from tests.support.http_server import Reply, Request, serving
-from tests.support.model_servers import LOOK_ONCE, PREDICT, Parrot, serving_here, v1
+from tests.support.model_servers import CHAT, LOOK_ONCE, PREDICT, Parrot, chat, serving_here, v1
 
 # vllm-project/vllm@017638d, vllm/renderers/params.py, TokenizeParams._token_len_check
 TOO_LONG = (
@@ -119,3 +120,53 @@ def test_a_predictor_that_hangs_costs_the_deadline_and_not_more() -> None:
             policy.generate([(Turn("user", "Is there a nodule?"),)], max_new_tokens=2, temperature=0.0, seeds=[0])
         assert late.value.status == 504
         assert time.monotonic() - began < 20
+
+
+class Silent:
+    """The reply of a predictor that takes longer than the request's deadline."""
+
+
+@pytest.mark.parametrize(
+    ("reply", "logged"),
+    [
+        ((500, {"error": {"message": "CUDA error"}}), ", got HTTP 500"),
+        ((400, {"error": {"message": "Is there a nodule? has a bad token"}}), ", got HTTP 400"),
+        ((429, {"error": {"message": "slow down"}}), ", got HTTP 429"),
+        ((200, b"<html>Is there a nodule?</html>"), ", got HTTP 200 with a body that is not JSON"),
+        ((200, {"choices": "Is there a nodule?"}), ", got JSON of another shape"),
+        (Silent, ", got no complete reply within "),
+        (None, ", got no reply: ConnectError"),
+    ],
+    ids=["500", "400", "429", "html", "shape", "timeout", "away"],
+)
+def test_the_log_says_how_a_predictor_failed(
+    reply: object, logged: str, film: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each failure has its own line, without what the reply quotes.
+
+    The predictor's time is shorter than the deadline here, so that a late reply is no 504.
+    """
+
+    def handler(request: Request) -> Reply:
+        if request.method == "GET":
+            return 200, MODELS
+        if reply is Silent:
+            endpoint.hang()
+        return reply  # type: ignore[return-value]
+
+    settings = ServeSettings.model_validate({"propose": LOOK_ONCE})
+    with ExitStack() as stack:
+        endpoint = stack.enter_context(serving(handler))
+        backend = RemoteBackend(
+            PredictorAddress(endpoint.url), views=PromptFormat(), timeout_s=0.5, observe=lambda *_: None
+        )
+        _ = backend.digest  # the model's name is known before the predictor goes away
+        if reply is None:
+            stack.close()
+        with serving_here(backend, settings) as url:
+            answer = httpx.post(url + CHAT, json=chat("Is there a nodule?", film), timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "model_failed")
+    (line,) = [record.getMessage() for record in caplog.records if "no usable answer" in record.getMessage()]
+    assert logged in line
+    assert "nodule" not in line
+    assert "CUDA" not in line

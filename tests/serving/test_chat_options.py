@@ -205,8 +205,9 @@ def test_earlier_questions_are_steps_of_the_chain(client: OpenAI, policy: Script
         (["assistant", "user+"], "invalid_history", "only after a user message"),
         (["user+", "assistant"], "invalid_history", "last message to be a user's question"),
         (["user+", "assistant-", "user"], "invalid_history", "content or the refusal of every assistant message"),
-        (["user"], "one_image", "got 0"),
-        (["user+", "user*"], "one_image", "prior and lateral images are not supported"),
+        (["user"], "no_image", "expected an image in a user message"),
+        (["user+", "user*"], "too_many_images", r"at most 1 image of a question \(max_images\), got 2"),
+        (["user+", "assistant", "user*"], "too_many_images", "prior and lateral images are used only if the recipe"),
         (
             ["user+", *["assistant", "user"] * 9],
             "history_too_long",

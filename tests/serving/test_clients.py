@@ -47,6 +47,11 @@ def test_the_chain_is_complete(prediction: dict[str, Any]) -> None:
     assert all(0 <= v <= 1 for r in prediction["regions"] for v in r["box"].values())
 
 
+def test_requests_leave_no_warnings_in_the_log(served: Served, prediction: dict[str, Any]) -> None:
+    """FastAPI warns about the SDK's V1 routes at every request, unless it is told not to."""
+    assert "Warning" not in served.log.read_text()
+
+
 def test_openai(served: Served, film: str, prediction: dict[str, Any]) -> None:
     client = OpenAI(base_url=f"{served.url}/openai/v1", api_key=KEY, max_retries=0, timeout=600)
     assert [model.id for model in client.models.list()] == ["policy"]

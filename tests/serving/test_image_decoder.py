@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from benchmarks.attack_images import build_deflated_bomb, build_dicom, iter_image_attacks, save_flat_png
 from clincot.config.server_settings import ServeSettings
@@ -21,6 +23,7 @@ from clincot.serving.api_errors import ApiError
 from clincot.serving.image_decoder import ImageDecoder
 from clincot.serving.request_context import RequestContext
 from clincot.serving.spool import Spool, open_spool
+from tests.support.decode_workers import list_decode_workers
 
 SLOW_TO_BUILD = {"deflated DICOM of 800 MB", "deflated DICOM of 400 MB"}  # test_a_deflated_bomb_... has a smaller one
 
@@ -48,10 +51,13 @@ def decoder(spool: Spool) -> Iterator[ImageDecoder]:
 
 def decode(decoder: ImageDecoder, spool: Spool, encoded: bytes, context: RequestContext | None = None) -> Image.Image:
     """The picture that a model would see. Raises ApiError."""
-    with (
-        spool.open_folder() as folder,
-        decoder.open_picture(encoded, folder, context or RequestContext(600)) as study,
-    ):
+    with spool.open_folder() as folder:
+        decoder.store_upload(encoded, folder)
+        return open_stored(decoder, folder, context or RequestContext(600))
+
+
+def open_stored(decoder: ImageDecoder, folder: Path, context: RequestContext) -> Image.Image:
+    with decoder.open_pictures([folder], context) as (study,):
         image = open_image(folder / study.image)
         assert image.size == (study.width, study.height)
         assert [path.name for path in folder.iterdir()] == [study.image]  # the upload is gone
@@ -71,10 +77,6 @@ def save(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
-
-
-def workers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "clincot.serving.decode_worker" in " ".join(p.cmdline())]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "I;16"])
@@ -113,11 +115,11 @@ def test_hostile_images_are_refused_or_decoded(
 
 def test_a_deflated_bomb_is_refused_before_it_is_inflated(spool: Spool) -> None:
     """300 MiB in 0.3 MB. The limit is 4 files of 8 MiB; no process grows by as much as a quarter of the bomb."""
-    others = {worker.pid for worker in workers()}
+    others = {worker.pid for worker in list_decode_workers()}
     with opened(spool, ServeSettings(max_image_bytes=8 << 20)) as decoder:
         with pytest.raises(ApiError) as refused:
             decode(decoder, spool, build_deflated_bomb(300 << 20))
-        peaks = [int(_read_status(worker, "VmHWM")) for worker in workers() if worker.pid not in others]
+        peaks = [int(_read_status(worker, "VmHWM")) for worker in list_decode_workers() if worker.pid not in others]
     assert (refused.value.status, refused.value.code) == (413, "image_too_large")
     assert peaks
     assert max(peaks) < 140 << 10  # KiB: 60 MiB of libraries and less than 75 MiB
@@ -151,12 +153,12 @@ def test_the_kernel_ends_a_decoder_that_works_too_long(spool: Spool) -> None:
 def test_a_killed_decoder_costs_one_request(decoder: ImageDecoder, spool: Spool) -> None:
     film = save(Image.new("L", (64, 64)))
     decode(decoder, spool, film)
-    before = {worker.pid for worker in workers()}
-    for worker in workers():
+    before = {worker.pid for worker in list_decode_workers()}
+    for worker in list_decode_workers():
         worker.send_signal(signal.SIGKILL)
         worker.wait(10)
     assert decode(decoder, spool, film).size == (64, 64)  # the process was idle, so not even one
-    assert not before & {worker.pid for worker in workers()}
+    assert not before & {worker.pid for worker in list_decode_workers()}
 
 
 def test_the_deadline_ends_decoding(spool: Spool) -> None:
@@ -164,7 +166,7 @@ def test_the_deadline_ends_decoding(spool: Spool) -> None:
     film = save(Image.new("L", (64, 64)))
     with opened(spool, ServeSettings()) as decoder:
         decode(decoder, spool, film)
-        (worker,) = [one for one in workers() if one.create_time() == max(w.create_time() for w in workers())]
+        worker = max(list_decode_workers(), key=lambda one: one.create_time())
         worker.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         with pytest.raises(ApiError) as late:
@@ -184,7 +186,19 @@ def test_a_dicom_file_of_16_megapixels_is_decoded_within_the_memory(decoder: Ima
 def test_a_decoder_has_no_credentials(spool: Spool, decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     with opened(spool, ServeSettings()) as other:
-        known = {worker.pid for worker in workers()}
+        known = {worker.pid for worker in list_decode_workers()}
         other.start()
-        (started,) = [worker for worker in workers() if worker.pid not in known]
+        (started,) = [worker for worker in list_decode_workers() if worker.pid not in known]
         assert "AWS_SECRET_ACCESS_KEY" not in started.environ()
+
+
+@pytest.mark.parametrize("name", ["JPEG-LL.dcm", "JPGExtended.dcm", "emri_small_jpeg_ls_lossless.dcm", "JPEG2000.dcm"])
+def test_compressions_of_archives_are_decoded(decoder: ImageDecoder, spool: Spool, name: str) -> None:
+    """JPEG Lossless, 12-bit JPEG, JPEG-LS and JPEG 2000, by their plugins, within the memory of a decoder."""
+    path = get_testdata_file(name)
+    assert path is not None
+    header = pydicom.dcmread(path)
+    if int(header.get("NumberOfFrames", 1)) > 1:  # a film of several frames is refused, and not for its compression
+        assert find_status(decoder, spool, Path(path).read_bytes()) == 400
+        return
+    assert decode(decoder, spool, Path(path).read_bytes()).size == (header.Columns, header.Rows)

@@ -40,6 +40,15 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+class EndingParrot(Parrot):
+    """A policy that ends the thread that calls it, as `sys.exit` in a library does, once `go` is set."""
+
+    def generate(self, conversations, **options):  # type: ignore[no-untyped-def]
+        self.asked.set()
+        self.go.wait(timeout=300)
+        raise SystemExit(1)
+
+
 def write(batcher: Batcher, texts: list[str], context: RequestContext | None = None) -> list[str]:
     context = context or RequestContext(600)
     with batcher.open_policy(context) as policy:
@@ -178,3 +187,18 @@ def test_a_call_past_its_deadline_fails_with_504(batcher: Batcher, parrot: Parro
 def test_an_empty_call_runs_nothing(batcher: Batcher, parrot: Parrot) -> None:
     assert write(batcher, []) == []
     assert parrot.batches == []
+
+
+def test_calls_that_wait_when_the_model_stops_fail_at_once(threads: ThreadPoolExecutor) -> None:
+    """One call ends the model's thread while another waits; their deadline is ten minutes away."""
+    parrot = EndingParrot()
+    batcher = Batcher(parrot, max_batch=8, gather_s=0.0)
+    calls = [threads.submit(write, batcher, ["first"])]
+    assert parrot.asked.wait(300)
+    calls.append(threads.submit(write, batcher, ["second"]))
+    until(lambda: len(batcher._waiting) == 1)
+    parrot.go.set()
+    for call in calls:
+        with pytest.raises(ApiError, match="the model has stopped"):
+            call.result(timeout=60)
+    assert not batcher.check_health()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,8 +21,10 @@ from clincot.models.protocols import Generation
 from clincot.prompts import PromptFormat
 from clincot.serving.backend import PredictorAddress, RemoteBackend
 from clincot.serving.log_format import JsonFormatter
+from clincot.serving.metrics import STAGES, observe_batch
 from clincot.serving.request_context import RequestContext
 from clincot.serving.tracing import measure_stage, start_exporter, trace_request
+from tests.support.chat_endpoint import MODELS, completion
 from tests.support.http_server import Reply, Request, serving
 from tests.support.model_servers import LOOK_ONCE, PREDICT, Parrot, serving_here, v1
 
@@ -92,6 +95,25 @@ def test_stages_are_measured(film: str) -> None:
     expected = ("body", "queue", "measure", "decode", "regions", "answers", "overlay")
     assert {stage: counted[stage] for stage in expected} == dict.fromkeys(expected, 1)
     assert counted["write"] >= 1  # calls of the model
+
+
+def test_a_transformer_has_the_stages_of_the_metrics_help(film: str) -> None:
+    """Calls of a predictor are the stages `write` and `p_yes`, as those of a model in this process are."""
+
+    def reply(request: Request) -> Reply:
+        return 200, MODELS if request.method == "GET" else completion("yes", None, tokens=[-0.1])
+
+    with serving(reply) as server:
+        backend = RemoteBackend(PredictorAddress(server.url), views=PromptFormat(), observe=observe_batch)
+        with serving_here(backend, ServeSettings.model_validate({"propose": LOOK_ONCE})) as url:
+            before = read_stages(url)
+            assert httpx.post(url + PREDICT, json=v1("Is there a nodule?", film), timeout=60).status_code == 200
+            after = read_stages(url)
+    counted = {stage: after[stage] - before.get(stage, 0) for stage in after}
+    measured = {"body", "queue", "measure", "decode", "regions", "answers", "write"}
+    assert {stage for stage, count in counted.items() if count} == measured
+    (family,) = STAGES.collect()
+    assert measured <= set(re.findall(r"\w+", family.documentation))
 
 
 def read_stages(url: str) -> dict[str, float]:

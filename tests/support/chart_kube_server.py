@@ -30,7 +30,9 @@ KINDS = {  # group/version -> kind -> plural; a * before: of the whole cluster
     "apps/v1": {"Deployment": "deployments", "StatefulSet": "statefulsets"},
     "batch/v1": {"Job": "jobs"},
     "policy/v1": {"PodDisruptionBudget": "poddisruptionbudgets"},
-    "networking.k8s.io/v1": {"NetworkPolicy": "networkpolicies"},
+    "networking.k8s.io/v1": {"NetworkPolicy": "networkpolicies", "Ingress": "ingresses"},
+    "gateway.networking.k8s.io/v1": {"HTTPRoute": "httproutes"},
+    "gateway.networking.k8s.io/v1beta1": {"ReferenceGrant": "referencegrants"},
     "rbac.authorization.k8s.io/v1": {
         "Role": "roles",
         "RoleBinding": "rolebindings",

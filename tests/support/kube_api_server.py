@@ -9,9 +9,15 @@ What KServe does, read in kserve/kserve@aaac4e2 and, where it says so, seen on a
   (reconcileCanaryDeployments in pkg/controller/v1beta1/inferenceservice/components/predictor.go);
 - the stable predictor has minReplicas minus those of ready canaries, at least 1 (adjustStableMinReplicasForCanaries,
   same file);
-- the webhook refuses canaries with wrong names, with more replicas than the stable predictor, outside of Standard mode,
-  and a new predictor name with the old storageUri (validateCanarySpecs and validatePredictorNameChange in
+- the webhook refuses canaries with wrong names, shares or autoscaling, with more replicas than the stable predictor,
+  and outside of Standard mode; a new predictor name with the old storageUri; a name of the model in the stable
+  predictor; a change of the deployment mode; a STORAGE_URI in the transformer's container (validateCanarySpecs,
+  validatePredictorNameChange, validatePredictor, validateDeploymentMode and validateCollocationStorageURI in
   pkg/apis/serving/v1beta1/inference_service_validation.go);
+- CanaryPredictorReady has a reason and no message, and is no part of Ready (reconcileCanaryDeployments, and
+  conditionSet in pkg/apis/serving/v1beta1/inference_service_status.go);
+- a canary is merged over the stable predictor, so it inherits what its own spec does not have (buildCanaryPredictor in
+  components/predictor.go);
 - `modelStatus` is the stable predictor's, and BlockedByFailedLoad if a container of its first pod ended with an error
   (PropagateModelStatus in pkg/apis/serving/v1beta1/inference_service_status.go);
 - PredictorReady has reason and message of the Deployment's condition (PropagateRawStatus, same file; seen: FailedCreate
@@ -171,7 +177,9 @@ class ApiServer:
         """KServe's validating webhook."""
         wrong = ""
         if body.get("kind") == "InferenceService":
-            wrong = find_invalid_canary(body) or find_invalid_rename(self.objects.get(path), body)
+            before = self.objects.get(path)
+            wrong = find_mode_change(before, body) or find_invalid_rename(before, body)
+            wrong = wrong or find_invalid_predictor(body) or find_invalid_canary(body)
         if wrong:
             webhook = "inferenceservice.kserve-webhook-server.validator"
             return 403, {"message": f'admission webhook "{webhook}" denied the request: {wrong}'}
@@ -197,6 +205,12 @@ class ApiServer:
         status["canaryStatuses"] = [self._canary(one) for one in spec.get("canary", ())]
         ready, condition, status["modelStatus"] = self._state(thing)
         status["conditions"] = [{"type": "Ready", "status": "True" if ready else "False"}, condition]
+        if status["canaryStatuses"]:
+            all_ready = all(one["ready"] for one in status["canaryStatuses"])
+            reason = "AllCanariesReady" if all_ready else "CanariesNotReady"
+            canaries = {"type": "CanaryPredictorReady", "status": "True" if all_ready else "False", "reason": reason}
+            status["conditions"].append(canaries)
+        status["deploymentMode"] = thing["metadata"]["annotations"]["serving.kserve.io/deploymentMode"]
         uri = spec["predictor"]["model"]["storageUri"]
         if self._revisions[-1:] != [uri]:
             self._revisions.append(uri)
@@ -255,7 +269,10 @@ class ApiServer:
         """(name, replicas, predictor) of the stable predictor and of each canary."""
         spec, statuses = thing["spec"], thing["status"].get("canaryStatuses", ())
         ready = {status["name"] for status in statuses if status["ready"]}
-        canaries = [(one["predictor"], one["predictor"]["minReplicas"]) for one in spec.get("canary", ())]
+        canaries = []
+        for one in spec.get("canary", ()):
+            merged = merge_over(spec["predictor"], one["predictor"])
+            canaries.append((merged, one["predictor"]["minReplicas"]))
         taken = sum(replicas for predictor, replicas in canaries if predictor["name"] in ready)
         stable = spec["predictor"].get("minReplicas", 1)
         stable = max(stable - taken, 1) if taken else stable
@@ -359,6 +376,13 @@ def find_invalid_canary(service: Json) -> str:
             return f'canary predictor.name "{name}" is duplicated'
         if name == stable.get("name"):
             return f'canary predictor.name "{name}" conflicts with stable predictor name'
+        if not 0 <= canary["trafficPercent"] <= 100:
+            return f'canary "{name}" trafficPercent must be between 0 and 100, got {canary["trafficPercent"]}'
+        if "workerSpec" in canary["predictor"]:
+            return f'canary "{name}" must not set workerSpec (multi-node is not yet supported for canary)'
+        for field_name in ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling"):
+            if canary["predictor"].get(field_name):
+                return f'canary "{name}" must not set {field_name} (canary uses fixed replicas)'
         if replicas is not None and replicas > stable.get("minReplicas", 1):
             return (
                 f'canary "{name}" minReplicas ({replicas}) must not exceed stable predictor minReplicas '
@@ -366,6 +390,40 @@ def find_invalid_canary(service: Json) -> str:
             )
     total = sum(canary["trafficPercent"] for canary in canaries)
     return f"sum of canary trafficPercent values ({total}) must be <= 100" if total > 100 else ""
+
+
+def merge_over(stable: Json, canary: Json) -> Json:
+    """buildCanaryPredictor of KServe: mergo.Merge with override, which merges maps and replaces lists; nothing empty
+
+    of the canary replaces a value.
+    """
+    merged = copy.deepcopy(stable)
+    for key, value in canary.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge_over(merged[key], value)
+        elif value or value == 0:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def find_mode_change(before: Json | None, after: Json) -> str:
+    """validateDeploymentMode of KServe, with the names of ParseDeploymentMode (pkg/constants/constants.go)."""
+    mode = {"RawDeployment": "Standard", "Serverless": "Knative"}
+    old = (before or {}).get("status", {}).get("deploymentMode", "")
+    new = after["metadata"].get("annotations", {}).get("serving.kserve.io/deploymentMode", old)
+    if old in ("", new) or mode.get(old, old) == new:
+        return ""
+    return f"update rejected: deploymentMode cannot be changed from '{mode.get(old, old)}' to '{new}'"
+
+
+def find_invalid_predictor(service: Json) -> str:
+    """validateCollocationStorageURI and validatePredictor of KServe."""
+    predictor = service["spec"]["predictor"]
+    for container in predictor.get("containers") or ():
+        names = [one["name"] for one in container.get("env") or ()]
+        if container["name"] == "transformer-container" and "STORAGE_URI" in names:
+            return "storage uri should not be specified in transformer container"
+    return "the 'name' field is not allowed in standard predictor" if predictor["model"].get("name") else ""
 
 
 def find_invalid_rename(before: Json | None, after: Json) -> str:

@@ -23,13 +23,11 @@ from clincot.config.server_settings import ServeSettings
 from clincot.models.protocols import Generation, Policy
 from clincot.prompts import Conversation, PromptFormat
 from clincot.serving.auth import ApiKeys
-from clincot.serving.backend import is_device_error
+from clincot.serving.backend import Backend, InProcessBackend
 from clincot.serving.fetch import ImageFetcher
 from clincot.serving.grpc_server import JointServer
 from clincot.serving.metrics import observe_batch
 from clincot.serving.middleware import RequestMiddleware
-from clincot.serving.request_batching import Batcher
-from clincot.serving.request_context import RequestContext
 from clincot.serving.server import (
     QUIET_LOGGERS,
     build_application,
@@ -72,35 +70,9 @@ class Parrot:
         return [len(c[0].text) / 1000 for c in conversations]
 
 
-class PolicyBackend:
-    """A backend with any policy in this process."""
-
-    def __init__(self, policy: Policy, settings: ServeSettings) -> None:
-        self._batcher = Batcher(
-            policy,
-            max_batch=settings.max_batch,
-            gather_s=settings.gather_s,
-            observe=observe_batch,
-            is_fatal=is_device_error,
-        )
-        self.digest = policy.digest
-
-    def open_policy(self, context: RequestContext) -> Any:
-        return self._batcher.open_policy(context)
-
-    def check_health(self) -> bool:
-        return self._batcher.check_health()
-
-    def read_metrics(self) -> str:
-        return ""
-
-    def close(self) -> None:
-        self._batcher.close()
-
-
 @contextlib.contextmanager
 def serving_here(
-    policy: Policy,
+    policy: Policy | Backend,
     settings: ServeSettings,
     *,
     keys: ApiKeys | None = None,
@@ -109,11 +81,14 @@ def serving_here(
 ) -> Iterator[str]:
     """Run a server in this process; yields its address, and stops it after the accepted requests.
 
-    grpc_ports: a list to which the port of a gRPC server is added; None: without one.
+    policy: the policy in this process, or a backend, such as one with a predictor. grpc_ports: a list to which the port
+    of a gRPC server is added; None: without one.
     """
     levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}  # other tests use these loggers
     quiet_library_loggers()
-    service = AnswerService(PolicyBackend(policy, settings), settings, fetcher)
+    is_backend = hasattr(policy, "check_health")
+    backend = policy if is_backend else InProcessBackend(policy, settings, observe_batch)
+    service = AnswerService(backend, settings, fetcher)
     plane = build_data_plane("policy", service)
     app = RequestMiddleware(build_application(plane, service), settings, keys)
     with socket.socket() as listener:

@@ -229,3 +229,40 @@ def test_no_answer_dominates_the_anchors_of_a_topic(
     write_records(folder / "studies.jsonl", studies)
     rows = list(read_training_rows(PairFiles(**files), folder, views, anchors_per_question=1))
     assert Counter(row.chosen[-1].text for row in rows) == {"yes": 5, "no": 2}
+
+
+def test_a_topic_with_pairs_is_anchored_only_where_its_pairs_come_from(
+    studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
+) -> None:
+    """Margins have a pair, from windows; sides have none.
+
+    The second question about a margin is anchored in its window and not in the region that the policy wrote, where it
+    still says what the pairs unteach. The question about a side is anchored in both.
+    """
+    first, second = (Question(study=studies[0].id, text=f"margin {n}?", kind="open", topic="margin") for n in (1, 2))
+    side = Question(study=studies[0].id, text="which side?", kind="open", topic="side")
+    window = _region(first, LEFT, "windows")
+    seen, written = _region(second, LEFT, "windows"), _region(second, RIGHT, "written")
+    side_seen, side_written = _region(side, LEFT, "windows"), _region(side, RIGHT, "written")
+    good, bad = (_candidate(window, text, views) for text in ("spiculated", "smooth"))
+    pair = PreferencePair(
+        question=first.id,
+        chosen=good.id,
+        rejected=bad.id,
+        chosen_region=window.id,
+        rejected_region=window.id,
+        chosen_score=0.9,
+        rejected_score=0.3,
+        spread=0.0,
+    )
+    texts = {seen: "spiculated", written: "smooth", side_seen: "left", side_written: "right"}
+    others = {region.id: _candidate(region, text, views) for region, text in texts.items()}
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("pairs", "candidates", "regions", "questions")}
+    write_records(files["pairs"], [pair])
+    write_records(files["candidates"], [good, bad, *others.values()])
+    write_records(files["regions"], [window, *texts])
+    write_records(files["questions"], [first, second, side])
+    write_records(folder / "studies.jsonl", studies)
+    rows = read_training_rows(PairFiles(**files), folder, views, anchors_per_question=4)
+    anchored = {row.pair.removeprefix("anchor ") for row in rows if row.anchor}
+    assert anchored == {others[region.id].id for region in (seen, side_seen, side_written)}

@@ -18,6 +18,7 @@ the deepest templates first, so templates/validation/checks.yaml comes before an
 {{- define "clincot.problems" -}}
 {{- $errors := "" -}}
 {{- $need := dict "root" . -}}
+{{- $target := include "clincot.routeTarget" . | fromJson -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "serving.kserve.io/v1beta1/InferenceService" "remedy" "install KServe 0.20 or later") $need)) -}}
 {{- if .Values.servingRuntime.create -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "serving.kserve.io/v1alpha1/ServingRuntime" "remedy" "install KServe, or set servingRuntime.create=false") $need)) -}}
@@ -87,6 +88,14 @@ the deepest templates first, so templates/validation/checks.yaml comes before an
 {{- if and .Values.pipeline.enabled .Values.pipeline.schedule.enabled (not (and .Values.pipeline.data .Values.pipeline.benchmark)) -}}
 {{- $errors = printf "%s\n- pipeline.schedule.enabled: a recurring run needs pipeline.data and pipeline.benchmark; set both to addresses that `clincot pipeline put` printed" $errors -}}
 {{- end -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.accountProblems" .) -}}
+{{- if eq .Values.server.route.kind "HTTPRoute" -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "gateway.networking.k8s.io/v1/HTTPRoute" "remedy" "install the Gateway API 1.2 or later, or set another server.route.kind") $need)) -}}
+{{- if and $target.kind (ne $target.namespace .Release.Namespace) -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.needs" (merge (dict "kind" "gateway.networking.k8s.io/v1beta1/ReferenceGrant" "remedy" "install the Gateway API 1.2 or later") $need)) -}}
+{{- end -}}
+{{- end -}}
+{{- $errors = printf "%s%s" $errors (include "clincot.routeProblems" .) -}}
 {{- if and .Values.quota.enabled (eq .Values.kfp.runNamespace .Values.kfp.namespace) -}}
 {{- $errors = printf "%s\n- quota.enabled would also limit Kubeflow Pipelines in the namespace %s: set kfp.runNamespace to a namespace for runs only" $errors .Values.kfp.namespace -}}
 {{- end -}}
@@ -101,4 +110,38 @@ the deepest templates first, so templates/validation/checks.yaml comes before an
 {{- end -}}
 {{- $errors = printf "%s%s" $errors (include "clincot.limitProblems" .) -}}
 {{- $errors -}}
+{{- end }}
+
+{{/* One line for each service account that does not exist, would be created twice, or is everybody's. */}}
+{{- define "clincot.accountProblems" -}}
+{{- $names := .Values.serviceAccounts.names -}}
+{{- $missing := list -}}
+{{- $known := dict -}}
+{{- range $which, $namespace := include "clincot.accounts" . | fromJson -}}
+{{- $name := include "clincot.account" (dict "root" $ "which" $which) -}}
+{{- $place := printf "%s/%s" $namespace $name -}}
+{{- if eq $name "default" -}}
+{{- printf "\n- serviceAccounts.names.%s is default, the account of every pod that names none; expected an account of its own" $which -}}
+{{- end -}}
+{{- if not (or $.Values.serviceAccounts.create (get $names $which)) -}}
+{{- $missing = append $missing (printf "%s (in %s)" $which $namespace) -}}
+{{- end -}}
+{{- if and $.Values.serviceAccounts.create (hasKey $known $place) -}}
+{{- printf "\n- serviceAccounts.names: %s and %s are both %s in the namespace %s, which would be created twice; expected two names, or serviceAccounts.create=false" (get $known $place) $which $name $namespace -}}
+{{- end -}}
+{{- $known = set $known $place $which -}}
+{{- end -}}
+{{- if not .Values.serviceAccounts.create -}}
+{{- range $which, $annotations := .Values.serviceAccounts.annotations -}}
+{{- if $annotations -}}
+{{- printf "\n- serviceAccounts.annotations.%s is set, but the chart creates no account with serviceAccounts.create=false; annotate the existing one instead" $which -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.kfp.extraClusterRole (not .Values.rbac.create) -}}
+{{- printf "\n- kfp.extraClusterRole is %s, but the chart binds no role with rbac.create=false; bind it yourself instead" .Values.kfp.extraClusterRole -}}
+{{- end -}}
+{{- with $missing -}}
+{{- printf "\n- serviceAccounts.create is false, so set serviceAccounts.names to existing accounts for %s" (join ", " .) -}}
+{{- end -}}
 {{- end }}

@@ -135,8 +135,21 @@ imagePullSecrets:
 {{- default (printf "http://ml-pipeline.%s.svc.%s:8888" .Values.kfp.namespace .Values.clusterDomain) .Values.kfp.endpoint -}}
 {{- end }}
 
+{{/* Name of a service account: the one that is set, or the chart's own. {root, which} */}}
 {{- define "clincot.account" -}}
-{{- printf "%s-%s" (include "clincot.fullname" .root) .which -}}
+{{- default (printf "%s-%s" (include "clincot.fullname" .root) .which) (get .root.Values.serviceAccounts.names .which) -}}
+{{- end }}
+
+{{/* The service accounts of this release's pods and runs, with their namespaces. JSON. */}}
+{{- define "clincot.accounts" -}}
+{{- $namespaces := dict "runner" .Values.kfp.runNamespace "deployer" .Release.Namespace "server" .Release.Namespace -}}
+{{- if include "clincot.reconcilesRuns" . -}}{{- $namespaces = set $namespaces "scheduler" .Release.Namespace -}}{{- end -}}
+{{- if or .Values.seaweedfs.enabled .Values.monitoring.serviceMonitor .Values.monitoring.rules.enabled -}}
+{{- $namespaces = set $namespaces "store" .Release.Namespace -}}
+{{- end -}}
+{{- if .Values.seaweedfs.enabled -}}{{- $namespaces = set $namespaces "bucket" .Release.Namespace -}}{{- end -}}
+{{- if .Values.pipeline.trainJobs -}}{{- $namespaces = set $namespaces "trainer" .Values.kfp.runNamespace -}}{{- end -}}
+{{- toJson $namespaces -}}
 {{- end }}
 
 {{- define "clincot.cacheClaim" -}}

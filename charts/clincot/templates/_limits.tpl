@@ -1,4 +1,5 @@
-{{/* Numbers that contradict each other: requests above limits, waits that outlast tasks, tasks that share a disk. */}}
+{{/* Numbers that contradict each other: requests above limits, waits that outlast tasks, tasks that share a disk, blocks
+of addresses. */}}
 
 {{/* A Kubernetes quantity as a number: "500m" is 0.5. */}}
 {{- define "clincot.quantity" -}}
@@ -33,10 +34,59 @@
 {{- end -}}
 {{- end }}
 
+{{/* The binary digits of a network: "10.1.0.0/16" -> "4:0000101000000001"; of IPv6 with "6:". */}}
+{{- define "clincot.networkBits" -}}
+{{- $address := first (splitList "/" .) -}}
+{{- $bits := "" -}}
+{{- if contains ":" . -}}
+{{- $digits := dict "0" "0000" "1" "0001" "2" "0010" "3" "0011" "4" "0100" "5" "0101" "6" "0110" "7" "0111" "8" "1000" "9" "1001" "a" "1010" "b" "1011" "c" "1100" "d" "1101" "e" "1110" "f" "1111" -}}
+{{- $halves := splitList "::" $address -}}
+{{- $groups := compact (splitList ":" (first $halves)) -}}
+{{- if eq (len $halves) 2 -}}
+{{- $last := compact (splitList ":" (last $halves)) -}}
+{{- $between := int (sub 8 (add (len $groups) (len $last))) -}}
+{{- $groups = concat $groups (compact (splitList ":" (repeat $between "0:"))) $last -}}
+{{- end -}}
+{{- range $groups -}}
+{{- range splitList "" (printf "%s%s" (repeat (int (sub 4 (len .))) "0") (lower .)) -}}
+{{- $bits = printf "%s%s" $bits (get $digits .) -}}
+{{- end -}}
+{{- end -}}
+{{- else -}}
+{{- range splitList "." $address -}}
+{{- $bits = printf "%s%08b" $bits (atoi .) -}}
+{{- end -}}
+{{- end -}}
+{{- printf "%s:%s" (ternary "6" "4" (contains ":" .)) (trunc (atoi (last (splitList "/" .))) $bits) -}}
+{{- end }}
+
+{{/* A line for each exception that is not inside its block, anywhere in the values. {in, path} */}}
+{{- define "clincot.blocksOutside" -}}
+{{- $path := .path -}}
+{{- if kindIs "map" .in -}}
+{{- $block := .in -}}
+{{- range (ternary $block.except list (and (hasKey $block "cidr") (hasKey $block "except"))) -}}
+{{- $outer := include "clincot.networkBits" $block.cidr -}}
+{{- $inner := include "clincot.networkBits" . -}}
+{{- if or (not (hasPrefix $outer $inner)) (eq $outer $inner) -}}
+{{- printf "\n- %s: the exception %s is not inside the block %s" $path . $block.cidr -}}
+{{- end -}}
+{{- end -}}
+{{- range $key, $value := .in -}}
+{{- include "clincot.blocksOutside" (dict "in" $value "path" (printf "%s.%s" $path $key)) -}}
+{{- end -}}
+{{- else if kindIs "slice" .in -}}
+{{- range $index, $value := .in -}}
+{{- include "clincot.blocksOutside" (dict "in" $value "path" (printf "%s[%d]" $path $index)) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{/* A line for each contradiction. */}}
 {{- define "clincot.limitProblems" -}}
 {{- $values := omit (deepCopy .Values) "extraObjects" -}}
 {{- include "clincot.requestsAboveLimits" (dict "in" $values "path" "") -}}
+{{- include "clincot.blocksOutside" (dict "in" .Values.networkPolicy "path" "networkPolicy") -}}
 {{- $pipeline := .Values.pipeline -}}
 {{- $timeouts := dict "pipeline.cpu.timeoutSeconds" $pipeline.cpu.timeoutSeconds "pipeline.gpu.timeoutSeconds" $pipeline.gpu.timeoutSeconds -}}
 {{- range $name, $stage := $pipeline.stages -}}

@@ -21,6 +21,13 @@ ClinCoT {{ .Chart.AppVersion }} is installed in the namespace {{ .Release.Namesp
   judges      {{ if $judges }}The panel consists of {{ join ", " $judges }}.{{ else }}No judges are configured, but a round needs at least two; set judges or pipeline.recipe.{{ end }}
   pipeline    {{ if .Values.pipeline.enabled }}{{ include "clincot.pipelineName" . }} is uploaded to {{ include "clincot.kfpEndpoint" . }}{{ if .Values.pipeline.schedule.enabled }} and runs on the schedule "{{ .Values.pipeline.schedule.cron }}" (with seconds).{{ else }}; no recurring run is scheduled (pipeline.schedule.enabled).{{ end }}{{ else }}No pipeline is uploaded (pipeline.enabled is false).{{ end }}
   endpoint    The model {{ include "clincot.serverName" . }} is served by {{ .Values.server.replicas }} replica{{ if gt (int .Values.server.replicas) 1 }}s{{ end }} with the engine {{ .Values.server.engine }}, after its first rollout.
+{{- $target := include "clincot.routeTarget" . | fromJson }}
+{{- if $target.kind }}
+  route       Users reach it at https://{{ join " and https://" .Values.server.route.hosts }}{{ if not .Values.server.apiKeysSecret }}, and need no key (server.apiKeysSecret is empty){{ end }}.
+{{- if and .Values.networkPolicy.enabled (eq $target.kind "endpoint") (not .Values.networkPolicy.ingressController) }}
+              Only the peers of networkPolicy.gateway can forward requests, because networkPolicy.ingressController is empty.
+{{- end }}
+{{- end }}
 {{- $ownContainer := eq (include "clincot.storageContainer" .) (include "clincot.ownStorageContainer" .) }}
 {{- if and .Values.store.existingSecret (or .Values.customCA.configMap (not $ownContainer)) }}
 
@@ -30,6 +37,19 @@ KServe reads the address of the store from annotations of the Secret in {{ .Rele
   {{- range $key, $value := include "clincot.storeAnnotations" . | fromYaml }} \
     {{ $key }}={{ $value }}
   {{- end }}
+{{- end }}
+{{- if not .Values.rbac.create }}
+
+The chart created no Roles (rbac.create is false). Give the service accounts those that it would create. To print them:
+
+  helm template {{ .Release.Name }} charts/clincot -n {{ .Release.Namespace }} -f YOUR-VALUES --set rbac.create=true \
+    --show-only templates/rbac.yaml {{ ternary "--dry-run=server" "--validate" (semverCompare ">=4.0.0-0" .Capabilities.HelmVersion.Version) }}
+{{- end }}
+{{- if and (not .Values.serviceAccounts.create) (not .Values.store.workloadIdentity) }}
+
+KServe reads the store with the keys in {{ include "clincot.storeSecret" . }}, which the account {{ include "clincot.account" (dict "root" . "which" "server") }} must name:
+
+  kubectl -n {{ .Release.Namespace }} patch serviceaccount {{ include "clincot.account" (dict "root" . "which" "server") }} --patch '{"secrets": [{"name": "{{ include "clincot.storeSecret" . }}"}]}'
 {{- end }}
 
 Next steps:

@@ -165,6 +165,14 @@ class ApproveArguments(TargetArguments):
 
     decision: Annotated[str, typer.Argument(help="Id of the decision or of the rollout, or the beginning of one.")]
     reason: ReasonOption
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            metavar="FILE",
+            help="SSH key that signs the approval (ssh-keygen): a private key, or the public key of one in the agent.",
+        ),
+    ] = None
 
 
 def deploy_checkpoint(args: DeployArguments) -> int:
@@ -194,13 +202,15 @@ def deploy_checkpoint(args: DeployArguments) -> int:
     # An invalid target is rejected here, before the rollout is recorded.
     target = _build_target(args, store, manifest, args.target, service, settings.steps)
     journal = start_rollout(store, manifest, settings, target=args.target, service=service, by=by)
-    return _resume(args, store, journal, target)
+    return _resume(args, store, journal, target, settings)
 
 
 def _read_deploy_config(args: DeployArguments, params: Params) -> DeployConfig:
     """The settings of the rollout. An emergency rollback waits for nobody's approval."""
     approval = (params.deploy.approval or args.approval) and not args.rollback
     changes: dict[str, object] = {"approval": approval}
+    if args.rollback:
+        changes["approvers"] = ()
     if args.now or args.rollback:
         changes |= {"steps": (100,), "step_s": 0.0}
     return params.deploy.model_copy(update=changes)
@@ -299,15 +309,20 @@ def approve_rollout(args: ApproveArguments) -> int:
     from clincot.deployment import deployment
     from clincot.registry.manifest import read_manifest
 
-    store, _, by = open_line(args, read_params(args))
-    journal = deployment.approve_rollout(store, args.decision, by=by, reason=args.reason)
+    params = read_params(args)
+    store, _, by = open_line(args, params)
+    journal = deployment.approve_rollout(
+        store, args.decision, by=by, reason=args.reason, key=args.key, approvers=params.deploy.approvers
+    )
     plan = journal.plan
     manifest = read_manifest(store, plan.line, plan.sha256)
     target = _build_target(args, store, manifest, plan.target, plan.service, plan.settings.steps)
-    return _resume(args, store, journal, target)
+    return _resume(args, store, journal, target, params.deploy)
 
 
-def _resume(args: TargetArguments, store: Store, journal: RolloutJournal, target: RolloutTarget) -> int:
+def _resume(
+    args: TargetArguments, store: Store, journal: RolloutJournal, target: RolloutTarget, settings: DeployConfig
+) -> int:
     from clincot.deployment.deployment import resume_rollout
     from clincot.processes import exit_on_sigterm
 
@@ -317,7 +332,7 @@ def _resume(args: TargetArguments, store: Store, journal: RolloutJournal, target
     journal.tell = lambda event: print(describe_event(event), flush=True)
     try:
         with exit_on_sigterm():
-            resume_rollout(store, journal, target)
+            resume_rollout(store, journal, target, settings=settings)
     except (KeyboardInterrupt, SystemExit) as error:
         print("\n".join(getattr(error, "__notes__", ())), flush=True)
         raise

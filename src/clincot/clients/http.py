@@ -64,10 +64,10 @@ M = TypeVar("M", bound=BaseModel)
 class HttpFailure(ModelFailed):
     """A request without a usable reply.
 
-    status: HTTP status; None if no complete reply came. transient: another attempt may succeed. away: the endpoint
-    itself does not serve now. fatal: every further request would fail as well. retry_after_s: the wait that the server
-    asked for. body: the start of the reply, for code that adapts to a server's refusals. summary: what came instead of
-    a reply.
+    status: HTTP status; None if no complete reply came. timed_out: none came in time. transient: another attempt may
+    succeed. away: the endpoint itself does not serve now. fatal: every further request would fail as well.
+    retry_after_s: the wait that the server asked for. body: the start of the reply, for code that adapts to a server's
+    refusals. summary: what came instead of a reply.
     """
 
     def __init__(  # noqa: PLR0913 (one keyword per fact that a caller may act on)
@@ -75,6 +75,7 @@ class HttpFailure(ModelFailed):
         message: str,
         *,
         status: int | None = None,
+        timed_out: bool = False,
         transient: bool = False,
         away: bool = False,
         fatal: bool = False,
@@ -83,7 +84,8 @@ class HttpFailure(ModelFailed):
         summary: str = "",
     ) -> None:
         super().__init__(message)
-        self.status, self.transient, self.away, self.fatal = status, transient or away, away, fatal
+        self.status, self.timed_out = status, timed_out
+        self.transient, self.away, self.fatal = transient or away, away, fatal
         self.retry_after_s, self.body, self.summary = retry_after_s, body, summary or message
 
 
@@ -250,9 +252,8 @@ class JsonClient:
         except httpx.TimeoutException as error:
             actual = f"no complete reply within {timeout_s:.3g} s"
             unconnected = isinstance(error, httpx.ConnectTimeout)
-            raise self.build_error(
-                request, expected, actual, transient=True, away=unconnected, fatal=unconnected
-            ) from None
+            facts = {"transient": True, "away": unconnected, "fatal": unconnected, "timed_out": True}
+            raise self.build_error(request, expected, actual, **facts) from None
         except httpx.HTTPError as error:
             actual, unconnected = f"no reply: {type(error).__name__}: {error}", isinstance(error, httpx.ConnectError)
             passes = not (is_unknown_host(error) or is_wrong_certificate(error))

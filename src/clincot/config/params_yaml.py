@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from pydantic_core import to_jsonable_python
 
 from clincot.config.recipes import list_recipes
 from clincot.config.sections import (
@@ -98,7 +99,8 @@ def render_value(config: FrozenConfig, name: str) -> str:
 
 
 def _to_json(config: FrozenConfig, name: str) -> Any:
-    return config.model_dump(mode="json", include={name})[name]
+    dumped = config.model_dump(mode="json", include={name})
+    return dumped.get(name, to_jsonable_python(getattr(config, name)))  # a field may be left out at its default
 
 
 def _dump(value: Any) -> str:

@@ -198,6 +198,12 @@ class ServeConfig(FrozenConfig):
         default=0.0,
         description="Confidence below which an answer abstains; 0: never. It depends on the checkpoint.",
     )
+    max_images: PositiveInt = Field(
+        default=1,
+        description="Most images of a served question: the one that it is about, and others as context, such as a "
+        "prior. Rounds and benchmarks show one, so their results hold for one.",
+        exclude_if=lambda value: value == 1,
+    )
 
     @property
     def answer_digest(self) -> str:
@@ -324,6 +330,10 @@ class PairConfig(FrozenConfig):
     same_region_share: Share = Field(
         default=0.5,
         description="Maximum share of pairs whose sides come from the same region and differ in the answer only.",
+    )
+    max_answer_bias: Share = Field(
+        default=1.0,
+        description="Largest (chosen - rejected) / (chosen + rejected) of an answer in a topic's pairs; 1: any.",
     )
     length_auc_tolerance: float = Field(
         default=0.05,
@@ -598,6 +608,12 @@ class DeployConfig(FrozenConfig):
         default=0.5, description="Smallest IoU at which an answer's region matches the golden one."
     )
     approval: bool = Field(default=False, description="Wait for `clincot approve` before the rollout starts.")
+    approvers: tuple[str, ...] = Field(
+        default=(),
+        description="Who may approve: lines `NAME KEYTYPE KEY` with public SSH keys. With any, an approval needs a "
+        "signature of one of them.",
+        exclude_if=lambda lines: not lines,
+    )
     model_registry: OptionalText = Field(
         default="",
         description="Address of a Kubeflow Model Registry whose property `champion` follows a rollout; empty: none.",
@@ -607,6 +623,12 @@ class DeployConfig(FrozenConfig):
     def _check_traffic_steps(self) -> DeployConfig:
         if list(self.steps) != sorted(set(self.steps)) or self.steps[-1] != 100:
             raise ValueError(f"deploy.steps must rise and end at 100, got {self.steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_approvers(self) -> DeployConfig:
+        if self.approvers and not self.approval:
+            raise ValueError("deploy.approvers has an effect only with deploy.approval: true")
         return self
 
 

@@ -88,6 +88,13 @@ class ServeSettings(ServeConfig):
     gather_s: Annotated[float, Field(ge=0, description="Seconds that a batch waits for other requests to join.")] = (
         0.004
     )
+    hang_s: Annotated[
+        Seconds,
+        Field(
+            description="Seconds after which a batch of the model in this process counts as hung. The server is then "
+            "neither ready nor alive, so that Kubernetes restarts it."
+        ),
+    ] = 180.0
     deadline_s: Annotated[Seconds, Field(description="Seconds from a request's acceptance until it gets 504.")] = 60.0
     header_s: Annotated[
         Seconds, Field(description="Seconds within which a new connection must send a whole header, or it is closed.")

@@ -18,6 +18,7 @@ import logging
 import os
 import struct
 import tempfile
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ from clincot.images import DEFAULT_LIMITS, ImageLimits
 from clincot.text import format_count
 
 SOFT_TISSUE_WINDOW = (40.0, 400.0)  # centre and width in Hounsfield units
+_SILENCE = threading.RLock()
 _NON_IMAGE_MODALITIES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID")
 _MODALITIES = {
     "CR": "x-ray",
@@ -236,14 +238,16 @@ def _find_on_disk(folder: Path, pieces: list[str]) -> str:
 
 @contextlib.contextmanager
 def _silence_pydicom() -> Iterator[None]:
+    """Suppress pydicom's messages; one thread at a time, because both switches belong to the whole process."""
     logger = logging.getLogger("pydicom")
-    was, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = was
+    with _SILENCE:
+        was, logger.disabled = logger.disabled, True
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logger.disabled = was
 
 
 def _read_dataset(path: Path, limits: ImageLimits) -> pydicom.Dataset:

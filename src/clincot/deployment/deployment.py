@@ -6,36 +6,31 @@ The steps of a rollout are in rollout.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
 
 from clincot.config import DeployConfig
+from clincot.deployment.approval import (
+    Approval,
+    build_statement,
+    check_signature,
+    parse_approvers,
+    sign_statement,
+)
 from clincot.deployment.journal import RolloutJournal, RolloutPlan, iter_journals, read_last_journal
 from clincot.deployment.rollout import RolloutSteps, RolloutTarget, roll_out
 from clincot.deployment.service_settings import UNKNOWN_USER, ServiceSettings
 from clincot.deployment.smoke import read_golden_images
 from clincot.errors import InvalidInput
-from clincot.fields import NonEmptyStr
-from clincot.records import Record, format_time_now
+from clincot.jsonl import parse_record
+from clincot.records import format_time_now
 from clincot.registry import champion
 from clincot.registry.manifest import Manifest, list_model_names, read_manifest
 from clincot.registry.model_registry import follow_champion
-from clincot.storage.store import KeyExists, Store
+from clincot.storage.store import KeyExists, KeyNotFound, Store
 
 MIN_ID_DIGITS = 8  # of an id that an approval names, so that it means one decision
-
-
-class Approval(Record):
-    """Who approved a rollout, and why."""
-
-    prefix: ClassVar[str] = "approval"
-    provenance: ClassVar[frozenset[str]] = frozenset({"at"})
-
-    rollout: NonEmptyStr
-    decision: str
-    by: NonEmptyStr
-    reason: NonEmptyStr
-    at: str = ""  # UTC
 
 
 class DeploymentRefused(InvalidInput):
@@ -60,6 +55,7 @@ def start_rollout(
     if last is not None and not last.ended:
         plan = last.plan
         if (plan.sha256, plan.target, plan.service) == (manifest.sha256, target, service):
+            _check_same_settings(plan, settings)
             return last
         raise InvalidInput(
             f"{plan.line}: rollout {plan.number} of {plan.sha256[:12]} to {plan.target} is open "
@@ -81,6 +77,21 @@ def start_rollout(
         service=service,
     )
     return RolloutJournal.create(store, plan, by=by)
+
+
+def _check_same_settings(plan: RolloutPlan, settings: DeployConfig) -> None:
+    """Raise InvalidInput if an open rollout has other settings, which would hold without being asked for.
+
+    Whether and whose approval is needed may differ: resume_rollout takes the stricter.
+    """
+    names = set(DeployConfig.model_fields) - {"approval", "approvers"}
+    changed = sorted(name for name in names if getattr(plan.settings, name) != getattr(settings, name))
+    if changed:
+        own = ", ".join(f"{name} {getattr(plan.settings, name)}" for name in changed)
+        raise InvalidInput(
+            f"{plan.line}: rollout {plan.number} of {plan.sha256[:12]} is open with other settings ({own}); go on with "
+            "these, or end it with --abandon and begin again"
+        )
 
 
 def _check_decision(store: Store, manifest: Manifest, now: str) -> str:
@@ -134,14 +145,22 @@ def check_pointer(store: Store, plan: RolloutPlan) -> None:
 
 
 def resume_rollout(
-    store: Store, journal: RolloutJournal, target: RolloutTarget, *, wait: Callable[[float], None] = time.sleep
+    store: Store,
+    journal: RolloutJournal,
+    target: RolloutTarget,
+    *,
+    settings: DeployConfig | None = None,
+    wait: Callable[[float], None] = time.sleep,
 ) -> Literal["awaiting approval", "finished"]:
     """Run the rollout to its end, or until it needs a person's approval.
 
-    Raises what roll_out raises.
-    wait: sleeps for a number of seconds.
+    settings: of whoever rolls out: whether an approval is needed, and whose. The plan, which is in the store, can only
+    ask for more; default: the plan's. wait: sleeps for a number of seconds. Raises what roll_out raises, and
+    InvalidApproval if the store has an approval that does not count.
     """
-    if journal.plan.settings.approval and not _is_approved(store, journal):
+    settings = settings or journal.plan.settings
+    needed = settings.approval or journal.plan.settings.approval
+    if needed and not _is_approved(store, journal, settings):
         if not journal.awaits_approval:
             journal.add_event("awaiting approval", f"clincot approve {journal.plan.decision or journal.plan.id}")
         return "awaiting approval"
@@ -164,24 +183,40 @@ def resume_rollout(
     return "finished"
 
 
-def _is_approved(store: Store, journal: RolloutJournal) -> bool:
-    """Whether the store has an approval of this rollout and of its decision, and the journal names it."""
+def _is_approved(store: Store, journal: RolloutJournal, settings: DeployConfig) -> bool:
+    """Whether the store has an approval of this rollout and of its decision, and the journal names it.
+
+    Raises InvalidApproval if it has one that is not signed as the settings ask.
+    """
+    plan = journal.plan
     if not any(event.kind == "approved" for event in journal.events):
         return False
-    approval = Approval.model_validate_json(store.read(_build_approval_key(journal.plan)).content)
-    return (approval.rollout, approval.decision) == (journal.plan.id, journal.plan.decision)
+    try:
+        content = store.read(_build_approval_key(plan)).content
+    except KeyNotFound:
+        return False
+    approval = parse_record(content.decode("utf-8"), Approval, where=f"{store.url}/{_build_approval_key(plan)}")
+    if (approval.rollout, approval.decision) != (plan.id, plan.decision):
+        return False
+    if settings.approvers:
+        check_signature(plan, approval, parse_approvers(settings.approvers))
+    return True
 
 
 def _build_approval_key(plan: RolloutPlan) -> str:
     return f"approvals/{plan.line}/{plan.id}.json"
 
 
-def approve_rollout(store: Store, id_prefix: str, *, by: str, reason: str) -> RolloutJournal:
+def approve_rollout(
+    store: Store, id_prefix: str, *, by: str, reason: str, key: Path | None = None, approvers: Sequence[str] = ()
+) -> RolloutJournal:
     """Approve the rollout that awaits it, and return its journal.
 
     id_prefix: the id of the rollout or of its decision, or its beginning with at least MIN_ID_DIGITS digits. by: the
-    person, who must not be the one that began the rollout. Raises InvalidInput unless the id names exactly one rollout,
-    a person and a reason are given, and nobody else has approved it; and ChampionMoved if the rollout is out of date.
+    person, who must not be the one that began the rollout. key: the SSH key that signs the approval. approvers: the
+    lines of deploy.approvers, one of which must be the person's, if there are any. Raises InvalidInput unless the id
+    names exactly one rollout, a person and a reason are given, and nobody else has approved it; and ChampionMoved if
+    the rollout is out of date.
     """
     if by.strip() in ("", UNKNOWN_USER) or not reason.strip():
         raise InvalidInput("an approval needs a person's name and a reason (--by, --reason)")
@@ -206,14 +241,20 @@ def approve_rollout(store: Store, id_prefix: str, *, by: str, reason: str) -> Ro
         reason=reason,
         at=format_time_now(),
     )
-    key = _build_approval_key(journal.plan)
+    signed_by = ""
+    if key is not None:
+        signature = sign_statement(build_statement(journal.plan, approval), key)
+        approval = approval.model_copy(update={"signature": signature})
+    if approvers:
+        signed_by = f" ({check_signature(journal.plan, approval, parse_approvers(approvers)).fingerprint})"
+    address = _build_approval_key(journal.plan)
     try:
-        store.write_new(key, (approval.model_dump_json(indent=1) + "\n").encode())
+        store.write_new(address, (approval.model_dump_json(indent=1) + "\n").encode())
     except KeyExists:
-        first = Approval.model_validate_json(store.read(key).content)
+        first = Approval.model_validate_json(store.read(address).content)
         if first.by != by:
             raise InvalidInput(f"{journal.plan.id} was already approved by {first.by} at {first.at}") from None
-    journal.add_event("approved", f"{by}: {reason}")
+    journal.add_event("approved", f"{by}{signed_by}: {reason}")
     return journal
 
 

@@ -29,6 +29,7 @@ SERVICE_LABEL = "clincot/service"  # label of all objects of a service, includin
 DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation: the checkpoint of the last finished rollout
 MODELS_PATH = "/mnt/models"  # where KServe's storage initializer downloads the checkpoint to
 PORT, VLLM_PORT = 8080, 8085
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 _PERIOD_S = 10
 _END_S = 10  # for a container to end after its last request
 
@@ -253,7 +254,11 @@ def _add_pre_stop(container: Json, command: str) -> None:
 
 
 def _build_environment(settings: ServiceSettings) -> list[Json]:
-    env = [{"name": name, "value": value} for name, value in sorted(settings.proxies.items())]
+    proxies = dict(settings.proxies)
+    if proxies:  # images go from the transformer to vLLM in the same pod
+        excepted = [*filter(None, proxies.get("NO_PROXY", "").split(",")), *_LOCAL_HOSTS]
+        proxies["NO_PROXY"] = ",".join(dict.fromkeys(excepted))
+    env = [{"name": name, "value": value} for name, value in sorted(proxies.items())]
     if settings.ca_config_map:
         env.append({"name": "SSL_CERT_FILE", "value": "/etc/clincot/ca/cabundle.crt"})
     return env

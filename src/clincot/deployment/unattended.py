@@ -63,7 +63,7 @@ def deploy_checkpoint(
     journal = start_rollout(store, manifest, settings, target=target, service=used_service, by=get_user_name())
     journal.tell = lambda event: print(f"{event.at} {event.kind} {event.detail}".rstrip(), flush=True)
     with exit_on_sigterm():
-        return resume_rollout(store, journal, rollout_target)
+        return resume_rollout(store, journal, rollout_target, settings=settings)
 
 
 def build_target(

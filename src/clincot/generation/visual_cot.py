@@ -14,9 +14,9 @@ measured to its end, and an empty one is off format (as in evaluation/evaluator.
 gave another answer, the confidence is 0 and the answer abstains. The grounders' confidences do not enter, because they
 cannot be compared across grounders (generation/masks.py). `agreement` is the share of regions with that answer.
 
-A request may change the decoding (`AnswerDecoding`) and may add instructions and earlier questions to the prompt
-(`ImageQuestion`). The confidence remains a lower bound then: a sampled answer counts with its own probability, and one
-that ends at a stop sequence with that of all tokens that were written.
+A request may change the decoding (`AnswerDecoding`) and may add instructions, earlier questions and further images to
+the prompt (`ImageQuestion`). The confidence remains a lower bound then: a sampled answer counts with its own
+probability, and one that ends at a stop sequence with that of all tokens that were written.
 """
 
 from __future__ import annotations
@@ -30,23 +30,33 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from clincot.config import ServeConfig
+from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel, UnitFloat
 from clincot.generation.candidates import is_written
 from clincot.generation.hypotheses import choose_hypotheses
 from clincot.generation.regions import build_grounder, propose_regions
 from clincot.geometry import WHOLE_IMAGE, Box
 from clincot.models.protocols import Generation, Policy, PolicyWrapper
-from clincot.prompts import ChainStep, Conversation, chain_prompt, hash_prompt
+from clincot.prompts import (
+    ChainStep,
+    Conversation,
+    PromptFormat,
+    add_context_images,
+    chain_prompt,
+    get_template,
+    hash_prompt,
+)
 from clincot.records import Question, Region, Study
 from clincot.text import normalize_text
 
 
 @dataclass(frozen=True)
 class ImageQuestion:
-    """A question about an image; the study's paths are relative to `folder`.
+    """A question about an image; the studies' paths are relative to `folder`.
 
     instructions: text before the first turn (a system message). history: earlier questions about the image with their
-    answers, as steps of the chain that looked at the whole image.
+    answers, as steps of the chain that looked at the whole image. others: further images, in order, each with its role;
+    the policy sees them after the first one, and no region is in them.
     """
 
     study: Study
@@ -54,6 +64,7 @@ class ImageQuestion:
     text: str
     instructions: str = ""
     history: tuple[tuple[str, str], ...] = ()
+    others: tuple[tuple[Study, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,13 @@ class VisualAnswer(_VisualAnswerPart):
     policy: str  # digest of the checkpoint
     prompt: str  # digest of the prompt template
     settings: str = ""  # digest of the settings that decide the answer (config.ServeConfig.answer_digest)
+    others: Annotated[
+        tuple[str, ...],
+        Field(
+            description="roles of the further images that the policy saw, in order; absent without any",
+            exclude_if=lambda roles: not roles,
+        ),
+    ] = ()
     overlay: str | None = None  # data URI of a PNG: the image with the winning region drawn on it
     image: Annotated[
         str | None,
@@ -158,6 +176,15 @@ class RegionsProposed(_VisualAnswerPart):
     regions: tuple[ProposedRegion, ...]  # the whole image last
 
 
+def check_max_images(settings: ServeConfig, views: PromptFormat) -> None:
+    """Raise InvalidInput if questions may have several images, and the checkpoint's prompt has room for one only."""
+    if settings.max_images > 1 and get_template(views).detect:
+        raise InvalidInput(
+            f"max_images is {settings.max_images}, but the first prompt of this checkpoint's family names only a "
+            "finding to detect in one image; expected max_images: 1"
+        )
+
+
 def answer_question(
     asked: ImageQuestion,
     policy: Policy,
@@ -170,7 +197,7 @@ def answer_question(
 
     `tell` is called with the proposed regions before the policy answers from them. Raises what the policy raises.
     """
-    policy = _ContextPolicy(policy, asked) if asked.instructions or asked.history else policy
+    policy = _ContextPolicy(policy, asked) if asked.instructions or asked.history or asked.others else policy
     chain = _propose_chains([asked], policy, settings)[0]
     proposed = tuple(ProposedRegion(**_describe_region(region)) for region in chain.regions)
     tell(RegionsProposed(hypotheses=chain.hypotheses, regions=proposed))
@@ -254,6 +281,7 @@ def _join_answers(
         policy=policy.digest,
         prompt=hash_prompt(policy.views),
         settings=settings.answer_digest,
+        others=tuple(role for _, role in chain.asked.others),
     )
 
 
@@ -325,7 +353,7 @@ def _apply_stop(reply: Generation, stop: Sequence[str]) -> Generation:
 
 
 class _ContextPolicy(PolicyWrapper):
-    """A policy that reads the instructions and the history of a question before everything that it writes.
+    """A policy that reads instructions, history and further images of a question before everything that it writes.
 
     Ratings of windows (`p_yes`) have their own prompts, which stay as they are.
     """
@@ -347,6 +375,7 @@ class _ContextPolicy(PolicyWrapper):
             earlier = chain_prompt(asked.study, asked.folder, self.views, steps)
             known = tuple(replace(turn, action=False) for turn in earlier)  # the policy writes none of it now
             conversation = (*known, replace(conversation[0], pictures=()), *conversation[1:])
+        conversation = add_context_images(conversation, asked.others, asked.folder, self.views)
         if asked.instructions:
             first = replace(conversation[0], text=f"{asked.instructions}\n\n{conversation[0].text}")
             conversation = (first, *conversation[1:])

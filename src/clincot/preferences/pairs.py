@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, groupby, product
 from random import Random
@@ -24,8 +24,12 @@ from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel, UnitFloat
 from clincot.judging.topic_agreement import GroupAgreement, PanelKnowledge
 from clincot.records import Candidate, PanelScore, PreferencePair, hash_json
+from clincot.text import normalize_text
 
 Count = Annotated[int, Field(ge=0)]
+
+# An answer in fewer pairs of a topic is no habit that they could teach; answers in sentences hardly ever come twice.
+_FREQUENT_USES = 20
 
 
 class BadPairInput(InvalidInput):
@@ -117,11 +121,13 @@ def make_pairs(
     config: PairConfig,
     *,
     knowledge: PanelKnowledge | None = None,
+    topics: Mapping[str, str] | None = None,
 ) -> tuple[list[PreferencePair], PairReport]:
     """Make the pairs, in question order, and the report.
 
     candidates: in question order. scores: one for each candidate, in the same order, as judge_candidates writes them.
     knowledge: candidates of groups of which the panel knows too little make no pair; None: all are compared.
+    topics: {question: its topic}, within which answers are balanced (config.max_answer_bias); None: over all questions.
     Raises BadPairInput if they do not match, and NoPairs (with the report) if no pair is left.
     """
     tally = _PairTally()
@@ -145,7 +151,7 @@ def make_pairs(
                 same_region += pair.same_region
                 picked += 1
     auc_before = _compute_length_auc([pair.chars for pair in selected])
-    balanced = _balance_pairs(selected, config, tally)
+    balanced = _balance_pairs(_balance_answers(selected, config, topics or {}, tally), config, tally)
     report = tally.build_report(balanced, auc_before=auc_before, tolerance=config.length_auc_tolerance)
     if knowledge is not None:
         known = {"agreement": knowledge.agreement, "left_out": knowledge.left_out}
@@ -303,6 +309,51 @@ def _build_pair(
         tokens=(len(better.token_logprobs), len(worse.token_logprobs)),
         texts=(better.text.strip(), worse.text.strip()),
     )
+
+
+def _balance_answers(
+    pairs: Sequence[_EligiblePair], config: PairConfig, topics: Mapping[str, str], tally: _PairTally
+) -> list[_EligiblePair]:
+    """Drop surplus pairs until no frequent answer of a topic is chosen too much more often than it is rejected.
+
+    Such pairs teach the answer itself, whatever the image shows: the policy then gives it from any region. As in
+    _balance_pairs, a hash of seed and pair decides which of the pairs of two answers is dropped.
+    """
+    if config.max_answer_bias >= 1:
+        return list(pairs)
+    by_topic: dict[str, dict[str, dict[str, list[int]]]] = {}  # topic -> chosen answer -> rejected one -> positions
+    for i in sorted(range(len(pairs)), key=lambda i: hash_json([config.seed, pairs[i].pair.id])):
+        chosen, rejected = map(normalize_text, pairs[i].texts)
+        if chosen != rejected:
+            preferences = by_topic.setdefault(topics.get(pairs[i].pair.question, ""), {})
+            preferences.setdefault(chosen, {}).setdefault(rejected, []).append(i)
+    dropped: set[int] = set()
+    for of_topic in by_topic.values():
+        dropped.update(_drop_biased_pairs(of_topic, config.max_answer_bias))
+    if dropped:
+        tally.dropped["answer balance"] += len(dropped)
+    return [pair for i, pair in enumerate(pairs) if i not in dropped]
+
+
+def _drop_biased_pairs(preferences: dict[str, dict[str, list[int]]], max_bias: float) -> Iterator[int]:
+    """Take the surplus pairs of frequent answers out of {chosen answer: {rejected answer: positions}}."""
+    chosen, rejected = Counter[str](), Counter[str]()
+    for better, of_better in preferences.items():
+        for worse, positions in of_better.items():
+            chosen[better] += len(positions)
+            rejected[worse] += len(positions)
+    frequent = sorted(answer for answer in chosen if chosen[answer] + rejected[answer] >= _FREQUENT_USES)
+
+    def surplus(answer: str) -> int:
+        return chosen[answer] - rejected[answer]
+
+    while biased := [a for a in frequent if surplus(a) > max_bias * (chosen[a] + rejected[a])]:
+        most = max(biased, key=surplus)
+        # against the answer that is rejected most beyond being chosen, which comes nearer to balance too
+        against = min((worse for worse, of_pair in preferences[most].items() if of_pair), key=lambda a: (surplus(a), a))
+        chosen[most] -= 1
+        rejected[against] -= 1
+        yield preferences[most][against].pop()
 
 
 def _balance_pairs(pairs: Sequence[_EligiblePair], config: PairConfig, tally: _PairTally) -> list[_EligiblePair]:

@@ -6,9 +6,13 @@ A message says what the server expects. It never quotes the request, because it 
 from __future__ import annotations
 
 import logging
+import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from clincot.clients.http import HttpFailure
 from clincot.errors import ModelFailed
 from clincot.jsonl import strip_prefix
 
@@ -17,6 +21,10 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 _LOG = logging.getLogger("clincot.serve")
+# The beginnings of HttpFailure.summary that quote nothing of a reply (clients/http.py).
+_REPLY_KIND = re.compile(
+    r"HTTP \d{3}( with a body that is not JSON)?|no complete reply within [\d.]+ s|no reply: \w+|JSON of another shape"
+)
 OPENAI_PREFIXES = ("/openai/", "/v1/chat/")
 
 
@@ -51,6 +59,17 @@ class ApiError(Exception):
         if self.status == 401:
             return {"WWW-Authenticate": self.challenge}
         return {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}
+
+
+@contextmanager
+def number_errors(what: str, number: int, count: int) -> Iterator[None]:
+    """Begin the message of an ApiError with the number of the item that it is about, unless that is the only one."""
+    try:
+        yield
+    except ApiError as error:
+        if count == 1:
+            raise
+        raise error.with_message(f"{what} {number}: {error.message}") from None
 
 
 class RequestCancelled(Exception):
@@ -102,6 +121,9 @@ def log_unexpected_error(error: BaseException) -> None:
 def _redact_failure(error: ModelFailed) -> str:
     """The part of a failure's message that may be logged.
 
-    It says what was expected. The part after ", got " is dropped, because a reply may quote the request.
+    It says what was expected, and of a predictor's failure what kind of reply came. The rest of the part after ", got "
+    is dropped, because a reply may quote the request.
     """
-    return str(error).partition(", got ")[0]
+    expected = str(error).partition(", got ")[0]
+    kind = _REPLY_KIND.match(error.summary) if isinstance(error, HttpFailure) else None
+    return expected if kind is None else f"{expected}, got {kind[0]}"

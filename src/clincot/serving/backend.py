@@ -19,23 +19,24 @@ from typing import Protocol
 import httpx
 from opentelemetry.trace import SpanKind
 
-from clincot.clients.http import FAIL_AT_ONCE, HttpFailure, limit_requests
+from clincot.clients.http import FAIL_AT_ONCE, HttpFailure, limit_requests, read_api_key
 from clincot.config.server_settings import ServeSettings
 from clincot.errors import PromptTooLong
 from clincot.jsonl import InvalidRecord
 from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
 from clincot.models.endpoint import EndpointModel
 from clincot.models.protocols import Generation, Policy, PolicyWrapper
-from clincot.prompts import Conversation, PromptFormat, load_prompt_format
+from clincot.prompts import Conversation, PromptFormat, Turn, load_prompt_format
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
 from clincot.serving.spool import open_spool
-from clincot.serving.tracing import build_trace_headers, measure_stage
+from clincot.serving.tracing import build_trace_headers, trace_call
 from clincot.storage.artifacts import ChecksumMismatch, download_files, verify_files
 from clincot.storage.open import open_store
 from clincot.storage.store import KeyNotFound
 
 _HEALTH_CACHE_S = 5.0  # how long the result of a health check of the predictor is reused
+_ONE_TOKEN_S = 3.0  # for the answer that shows that a predictor does not hang
 # vllm-project/vllm@017638d, vllm/renderers/params.py, TokenizeParams._token_len_check
 _VLLM_TOO_LONG = re.compile(
     r"You passed (\d+) input tokens and requested (\d+) output tokens\. "
@@ -65,6 +66,10 @@ class Backend(Protocol):
         """Whether the policy can answer."""
         ...
 
+    def check_alive(self) -> bool:
+        """False if the policy cannot answer until this process is restarted."""
+        ...
+
     def read_metrics(self) -> str:
         """Metrics of a predictor beside this server, in Prometheus' text format."""
         ...
@@ -74,11 +79,42 @@ class Backend(Protocol):
         ...
 
 
-class LocalBackend:
-    """The checkpoint in this process; concurrent requests share forward passes.
+class InProcessBackend:
+    """A policy in this process; concurrent requests share its calls.
 
-    observe: called with the kind of call, the size and the seconds of each batch. Raises UnsupportedCheckpoint.
+    observe: called with the kind of call, the size and the seconds of each batch.
     """
+
+    def __init__(self, policy: Policy, settings: ServeSettings, observe: Callable[[str, int, float], None]) -> None:
+        self.digest = policy.digest
+        self._batcher = Batcher(
+            policy,
+            max_batch=settings.max_batch,
+            gather_s=settings.gather_s,
+            hang_s=settings.hang_s,
+            observe=observe,
+            is_fatal=is_device_error,
+        )
+
+    def open_policy(self, context: RequestContext) -> AbstractContextManager[Policy]:
+        return self._batcher.open_policy(context)
+
+    def check_health(self) -> bool:
+        return self._batcher.check_health()
+
+    def check_alive(self) -> bool:
+        """A model that has stopped, or hangs, comes back only with a new process."""
+        return self._batcher.check_health()
+
+    def read_metrics(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        self._batcher.close()
+
+
+class LocalBackend(InProcessBackend):
+    """A checkpoint in this process. The constructor raises UnsupportedCheckpoint."""
 
     def __init__(self, checkpoint: Path, settings: ServeSettings, observe: Callable[[str, int, float], None]) -> None:
         from clincot.models.precision import choose_device, choose_dtype
@@ -90,26 +126,7 @@ class LocalBackend:
             checkpoint, device=device, dtype=choose_dtype(settings.dtype, device), batch_size=settings.max_batch
         )
         model.refuses_long_prompts = True
-        self.digest = model.digest
-        self._batcher = Batcher(
-            model,
-            max_batch=settings.max_batch,
-            gather_s=settings.gather_s,
-            observe=observe,
-            is_fatal=is_device_error,
-        )
-
-    def open_policy(self, context: RequestContext) -> AbstractContextManager[Policy]:
-        return self._batcher.open_policy(context)
-
-    def check_health(self) -> bool:
-        return self._batcher.check_health()
-
-    def read_metrics(self) -> str:
-        return ""
-
-    def close(self) -> None:
-        self._batcher.close()
+        super().__init__(model, settings, observe)
 
 
 @dataclass(frozen=True)
@@ -144,6 +161,8 @@ class RemoteBackend:
     """A predictor with OpenAI's routes.
 
     The predictor does the batching (vLLM batches continuously). Deadline and disconnection are checked between calls.
+    After a call without a reply in time, the predictor is ready only once it answers: vLLM's /health stays 200 while
+    its engine hangs.
     """
 
     def __init__(
@@ -169,7 +188,12 @@ class RemoteBackend:
         )
         self._observe = observe
         self._metrics_url = f"{predictor.base}/metrics" if predictor.is_local else ""
+        key = read_api_key(env=predictor.api_key_env, what="predictor")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._health: tuple[float, bool] = (-_HEALTH_CACHE_S, False)
+        self._may_hang = (
+            False  # the last call that ended had no reply in time, and the predictor has not answered since
+        )
 
     @property
     def digest(self) -> str:
@@ -177,7 +201,17 @@ class RemoteBackend:
 
     @contextmanager
     def open_policy(self, context: RequestContext) -> Iterator[Policy]:
-        yield _CancellablePolicy(self._model, context, self._observe)
+        yield _CancellablePolicy(self._model, context, self._observe, self._note_call)
+
+    def _note_call(self, timed_out: bool) -> None:
+        """Remember whether the last call that ended had no reply in time."""
+        if timed_out != self._may_hang:
+            self._may_hang = timed_out
+            self._health = (-_HEALTH_CACHE_S, False)  # the next health check looks again
+
+    def check_alive(self) -> bool:
+        """A predictor has probes of its own; a restart of this process would not mend it."""
+        return True
 
     def check_health(self) -> bool:
         """Whether the predictor lists its models and its engine runs; the result is cached for a few seconds."""
@@ -188,13 +222,26 @@ class RemoteBackend:
 
     def _probe_predictor(self) -> bool:
         try:
-            if httpx.get(f"{self.url}/models", timeout=3.0).status_code != 200:
+            if httpx.get(f"{self.url}/models", timeout=3.0, headers=self._headers).status_code != 200:
                 return False
             # vLLM lists its models even if its engine has died; then /health is 503 (vllm-project/vllm, main,
             # vllm/entrypoints/serve/instrumentator/health.py). Other servers may not have the route.
-            return httpx.get(self._health_url, timeout=3.0).status_code != 503
+            if httpx.get(self._health_url, timeout=3.0).status_code == 503:
+                return False
         except httpx.HTTPError:
             return False
+        return not self._may_hang or self._answers_one_token()
+
+    def _answers_one_token(self) -> bool:
+        """Whether the predictor answers a question of one token within a few seconds."""
+        try:
+            with limit_requests(time.monotonic() + _ONE_TOKEN_S, {}):
+                self._model.generate([(Turn("user", "yes or no?"),)], max_new_tokens=1, temperature=0.0, seeds=[0])
+        except HttpFailure as error:
+            if error.timed_out:
+                return False
+        self._may_hang = False
+        return True
 
     def read_metrics(self) -> str:
         """vLLM's metrics, if vLLM runs beside this server.
@@ -219,9 +266,15 @@ class RemoteBackend:
 class _CancellablePolicy(PolicyWrapper):
     """A policy that is called only while its request is alive."""
 
-    def __init__(self, policy: Policy, context: RequestContext, observe: Callable[[str, int, float], None]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        context: RequestContext,
+        observe: Callable[[str, int, float], None],
+        note_call: Callable[[bool], None],
+    ) -> None:
         super().__init__(policy)
-        self._context, self._observe = context, observe
+        self._context, self._observe, self._note_call = context, observe, note_call
 
     def generate(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
@@ -247,11 +300,13 @@ class _CancellablePolicy(PolicyWrapper):
         began = time.monotonic()
         try:
             with (
-                measure_stage(f"predictor {call}", SpanKind.CLIENT),
+                trace_call(f"predictor {call}", SpanKind.CLIENT),  # `observe` has the metric
                 limit_requests(self._context.deadline, build_trace_headers()),
             ):
                 yield
-        except HttpFailure:
+            self._note_call(False)
+        except HttpFailure as error:
+            self._note_call(error.timed_out)
             self._context.check_alive()  # at the deadline, the request gets 504 and not the predictor's failure
             raise
         finally:

@@ -49,7 +49,7 @@ class SystemMessage(_StrictModel):
 
 
 class UserMessage(_StrictModel):
-    """A question; one of them, usually the first, has the image."""
+    """A question; one of them, usually the first, has the image, and further ones if the server allows them."""
 
     role: Literal["user"]
     content: str | Annotated[list[TextPart | ImagePart], Field(min_length=1, max_length=16)]
@@ -107,6 +107,13 @@ class Extension(_StrictModel):
 
     return_overlay: bool = False
     return_image: bool = False
+    roles: Annotated[
+        list[str],
+        Field(
+            max_length=16,
+            description="Roles of the images after the first, in order, such as `prior`; without them `image 2`, …",
+        ),
+    ] = []
 
 
 class ChatRequest(_StrictModel):
@@ -115,7 +122,7 @@ class ChatRequest(_StrictModel):
     model: str
     messages: Annotated[
         list[ChatMessage],
-        Field(min_length=1, max_length=64, description="Ends with the question; one user message has the image."),
+        Field(min_length=1, max_length=64, description="Ends with the question; a user message has the image."),
     ]
     stream: bool | None = None
     stream_options: StreamOptions | None = None

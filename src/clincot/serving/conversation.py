@@ -1,4 +1,4 @@
-"""A chat's messages as one question about one image, with its instructions and earlier questions.
+"""A chat's messages as one question about an image, with its instructions, earlier questions and further images.
 
 Every message is used or refused: system messages become instructions, pairs of user and assistant messages become the
 history, and the last user message is the question.
@@ -19,11 +19,11 @@ from clincot.serving.chat_schema import (
     TextPart,
     UserMessage,
 )
-from clincot.serving.service import AnswerRequest
+from clincot.serving.service import AnswerRequest, FurtherImage, check_image_count
 
 
 def read_conversation(request: ChatRequest, settings: ServeSettings) -> AnswerRequest:
-    """The question, image, instructions and history of a chat. Raises ApiError (400) naming what is not supported."""
+    """The question, images, instructions and history of a chat. Raises ApiError (400) naming what is not supported."""
     instructions = [message for message in request.messages if isinstance(message, SystemMessage)]
     turns = [message for message in request.messages if not isinstance(message, SystemMessage)]
     if instructions and not settings.system_messages:
@@ -34,9 +34,11 @@ def read_conversation(request: ChatRequest, settings: ServeSettings) -> AnswerRe
             "history_too_long",
             f"expected at most {settings.max_history} earlier questions (max_history), got {len(history)}",
         )
+    image, *others = _find_images(turns, settings)
     return AnswerRequest(
         question=question,
-        image=_find_image(turns),
+        image=image,
+        others=_add_roles(others, request.clincot.roles),
         overlay=request.clincot.return_overlay,
         with_image=request.clincot.return_image,
         instructions="\n".join(_join_text(message.content) for message in instructions),
@@ -77,24 +79,38 @@ def _read_answer(message: AssistantMessage) -> str:
     return text or message.refusal or ""
 
 
+def _add_roles(others: Sequence[str], roles: Sequence[str]) -> tuple[FurtherImage, ...]:
+    """The further images with their roles, which the extension gives for all of them or for none."""
+    if roles and len(roles) != len(others):
+        message = f"expected a role for each image after the first, which are {len(others)}, got {len(roles)}"
+        raise ApiError(400, "invalid_role", message, param="clincot.roles")
+    return tuple(FurtherImage(image, role) for image, role in zip(others, roles or [""] * len(others), strict=True))
+
+
 def _join_text(content: TextContent) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
-def _find_image(turns: Sequence[UserMessage | AssistantMessage]) -> str:
-    """The conversation's only image; the same one may be sent again with a later question."""
-    images: list[str] = []
+def _find_images(turns: Sequence[UserMessage | AssistantMessage], settings: ServeSettings) -> list[str]:
+    """The conversation's images, in the order in which they are sent.
+
+    The same images may be sent again with a later question, but no others: which one the question is about would not be
+    known.
+    """
+    sent: list[dict[str, None]] = [{}]  # distinct images of each question, which may have several messages in a row
     for turn in turns:
-        if isinstance(turn, UserMessage) and not isinstance(turn.content, str):
-            images += [part.image_url.url for part in turn.content if isinstance(part, ImagePart)]
-    distinct = list(dict.fromkeys(images))
-    if len(distinct) != 1:
-        raise _refuse_messages(
-            "one_image",
-            f"expected exactly one image, got {len(distinct)}; the model was trained and evaluated on questions about "
-            "one image, so prior and lateral images are not supported",
-        )
-    return distinct[0]
+        if isinstance(turn, AssistantMessage):
+            sent.append({})
+        elif not isinstance(turn.content, str):
+            sent[-1] |= dict.fromkeys(part.image_url.url for part in turn.content if isinstance(part, ImagePart))
+    given = [list(images) for images in sent if images]
+    if not given:
+        raise _refuse_messages("no_image", "expected an image in a user message")
+    check_image_count(len(set().union(*given)), settings, "messages")
+    if any(images != given[0] for images in given):
+        expected = "expected every question that sends images to send the same ones in the same order"
+        raise _refuse_messages("different_images", expected)
+    return given[0]
 
 
 def _refuse_messages(code: str, message: str) -> ApiError:

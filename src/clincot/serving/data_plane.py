@@ -14,8 +14,13 @@ from clincot.serving.tensors import read_binary_request
 class VisualCotDataPlane(DataPlane):  # type: ignore[misc]
     """A server is ready if its model is ready.
 
-    A transformer's model is ready if its predictor answers.
+    A transformer's model is ready if its predictor answers. A server is alive unless only a restart can bring its model
+    back.
     """
+
+    async def live(self) -> dict[str, str]:  # the SDK's is static, and always alive
+        models = self.model_registry.get_models().values()
+        return {"status": "alive" if all(model.check_alive() for model in models) else "stopped"}
 
     async def ready(self) -> bool:
         models = self.model_registry.get_models()

@@ -13,14 +13,14 @@ import json
 import os
 import select
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from clincot.config.server_settings import ServeSettings
 from clincot.records import Study
 from clincot.serving import metrics
-from clincot.serving.api_errors import ApiError
+from clincot.serving.api_errors import ApiError, number_errors
 from clincot.serving.budgets import PixelBudget
 from clincot.serving.decode_worker import PICTURE, UPLOAD, DecodeLimits, build_command
 from clincot.serving.request_context import RequestContext
@@ -46,28 +46,42 @@ class ImageDecoder:
         """Start the worker that every image needs, so that the first request does not wait for it."""
         self._small.start()
 
-    @contextlib.contextmanager
-    def open_picture(self, encoded: bytes, folder: Path, context: RequestContext) -> Iterator[Study]:
-        """Decode an image into a file in `folder`; its pixels count as held until the block ends.
-
-        Of a DICOM file only the picture is kept, rendered with the file's own window; the header is dropped. Raises
-        ApiError: 400, 413 or 415 if the image cannot be used, 504 at the deadline; RequestCancelled.
-        """
+    def store_upload(self, encoded: bytes, folder: Path) -> None:
+        """Write a client's image into its own folder, where open_pictures finds it. Raises ApiError (413)."""
         if len(encoded) > self._settings.max_image_bytes:
             raise build_size_error(self._settings)
-        upload = folder / UPLOAD
-        upload.write_bytes(encoded)
-        length = len(encoded)
-        del encoded  # the workers read the file
-        size = self._small.run_task("measure", folder, context, size=length)
-        pixels = int(size["width"]) * int(size["height"])
-        with self._pixels.hold(pixels, context):
-            worker = self._small if pixels <= SMALL_PIXELS else self._large
-            result = worker.run_task("decode", folder, context, size=pixels)
-            upload.unlink()
-            yield Study(
-                image=PICTURE, sha256=result["sha256"], width=int(result["width"]), height=int(result["height"])
-            )
+        (folder / UPLOAD).write_bytes(encoded)
+
+    @contextlib.contextmanager
+    def open_pictures(self, folders: Sequence[Path], context: RequestContext) -> Iterator[list[Study]]:
+        """Decode the upload of each folder into a file there; all pixels count as held until the block ends.
+
+        The paths of the studies are relative to their folders. Of a DICOM file only the picture is kept, rendered with
+        the file's own window; the header is dropped. Raises ApiError: 400, 413 or 415 if an image cannot be used, 504
+        at the deadline; RequestCancelled. With several images, an error names the number of its image.
+        """
+        sizes = []
+        for number, folder in enumerate(folders, start=1):
+            with number_errors("image", number, len(folders)):
+                length = (folder / UPLOAD).stat().st_size
+                size = self._small.run_task("measure", folder, context, size=length)
+            sizes.append(int(size["width"]) * int(size["height"]))
+        # room for all of them at once: requests that hold some of theirs and wait for others would block each other
+        if len(sizes) > 1 and sum(sizes) > self._settings.max_pixels_held:
+            message = f"expected images of at most {self._settings.max_pixels_held} pixels together, got {sum(sizes)}"
+            raise ApiError(413, "image_too_large", message, param="image")
+        with self._pixels.hold(sum(sizes), context):
+            studies = []
+            for number, (folder, pixels) in enumerate(zip(folders, sizes, strict=True), start=1):
+                with number_errors("image", number, len(folders)):
+                    studies.append(self._decode_picture(folder, pixels, context))
+            yield studies
+
+    def _decode_picture(self, folder: Path, pixels: int, context: RequestContext) -> Study:
+        worker = self._small if pixels <= SMALL_PIXELS else self._large
+        result = worker.run_task("decode", folder, context, size=pixels)
+        (folder / UPLOAD).unlink()
+        return Study(image=PICTURE, sha256=result["sha256"], width=int(result["width"]), height=int(result["height"]))
 
     def close(self) -> None:
         """End the workers."""

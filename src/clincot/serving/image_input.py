@@ -11,9 +11,15 @@ from clincot.serving.api_errors import ApiError
 from clincot.serving.fetch import ImageFetcher
 from clincot.serving.image_decoder import build_size_error
 
+_ROLE_CHARS = 40
+_ROLE = re.compile(rf"\w[\w -]{{0,{_ROLE_CHARS - 1}}}")
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/jpg", "application/dicom", "application/octet-stream")
 _DATA_URI = re.compile(r"(?i:data):([a-zA-Z0-9.+/-]{0,80})((?:;[a-zA-Z0-9=._-]{1,80}){0,4}),")
-_CONTROL_WORD = re.compile(r"<[|/]{0,2}[A-Za-z_][A-Za-z0-9_/ -]{0,40}\|?>|\[/?(INST|IMG|SYSTEM_PROMPT)\]")
+# <image>, <|im_end|>, </s>, [INST], …; not <b>, </sub>, <br/> and other tags of formatted text, which are no tokens
+_FORMATTING = r"/?(?:b|i|u|em|strong|br|sub|sup) ?/?>"
+_CONTROL_WORD = re.compile(
+    rf"<(?!{_FORMATTING})[|/]{{0,2}}[A-Za-z_][A-Za-z0-9_/ -]{{0,40}}\|?>|\[/?(INST|IMG|SYSTEM_PROMPT)\]"
+)
 
 
 def read_image(image: str | bytes, settings: ServeSettings, fetcher: ImageFetcher) -> bytes:
@@ -60,6 +66,14 @@ def check_question(text: str, settings: ServeSettings, param: str = "question") 
     if any((ord(char) < 32 and char not in "\t\n\r") or 0xD800 <= ord(char) <= 0xDFFF for char in text):
         raise ApiError(400, "invalid_question", "expected text without control characters", param=param)
     return text.strip()
+
+
+def check_role(role: str) -> str:
+    """Return the role of a further image, which becomes part of the prompt. Raises ApiError (400)."""
+    if not _ROLE.fullmatch(role):
+        expected = f"expected the role of an image in at most {_ROLE_CHARS} letters, digits, spaces, - and _"
+        raise ApiError(400, "invalid_role", expected, param="role")
+    return role
 
 
 def _decode_base64(text: str, settings: ServeSettings) -> bytes:

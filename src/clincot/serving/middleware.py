@@ -35,7 +35,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 CHAT_PATH = "/openai/v1/chat/completions"
 _V1_PATH = re.compile(r"/v1/models/[^/]+:predict")
 # paths of probes and Prometheus, which need no key
-_PUBLIC_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
+_PUBLIC_PATHS = re.compile(r"/|/metrics|/health|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
 # routes of the SDK that would let a client unload the model, or that are not implemented here
 CLOSED_PATHS = re.compile(r"/v2/repository/.*|/v1/models/.*:explain")
 MAX_JSON_VALUES = 200_000  # of a body; 16 questions of 2,000 commas each have fewer

@@ -13,6 +13,7 @@ the only one that touches the model. The worker forms batches by these rules:
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from typing import Any
 
 from clincot.models.protocols import Generation, Policy
 from clincot.prompts import Conversation, PromptFormat, Turn
-from clincot.serving.api_errors import RequestCancelled, build_deadline_error
+from clincot.serving.api_errors import ApiError, RequestCancelled, build_deadline_error, log_unexpected_error
 from clincot.serving.request_context import RequestContext
 
 _MAX_SKIPPED = 3
@@ -57,9 +58,9 @@ class _PendingCall:
 class Batcher:
     """The worker thread in front of a model in this process.
 
-    max_batch: most conversations in one batch. gather_s: seconds to wait for further calls. observe: called with the
-    kind, the size and the seconds of each batch. is_fatal: whether an error of the model means that all later calls
-    fail as well.
+    max_batch: most conversations in one batch. gather_s: seconds to wait for further calls. hang_s: seconds after which
+    a batch counts as hung. observe: called with the kind, the size and the seconds of each batch. is_fatal: whether an
+    error of the model means that all later calls fail as well.
     """
 
     def __init__(
@@ -68,13 +69,15 @@ class Batcher:
         *,
         max_batch: int,
         gather_s: float,
+        hang_s: float = math.inf,
         observe: Callable[[str, int, float], None] = lambda *_: None,
         is_fatal: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
         self.model = model
         self._is_fatal, self._broken = is_fatal, False
-        self._max_batch, self._gather_s, self._observe = max_batch, gather_s, observe
+        self._max_batch, self._gather_s, self._hang_s, self._observe = max_batch, gather_s, hang_s, observe
         self._waiting: list[_PendingCall] = []
+        self._busy_since: float | None = None  # time.monotonic() at which the model began the running batch
         self._active = 0  # requests in progress, whether they wait for the model or not
         self._changed = threading.Condition()
         self._closed = False
@@ -82,8 +85,8 @@ class Batcher:
         self._thread.start()
 
     def check_health(self) -> bool:
-        """Whether the worker runs and the model has raised no fatal error."""
-        return self._thread.is_alive() and not self._broken
+        """Whether the worker runs, the model has raised no fatal error, and no batch hangs."""
+        return self._thread.is_alive() and not self._broken and not self._is_hung()
 
     @contextmanager
     def open_policy(self, context: RequestContext) -> Iterator[Policy]:
@@ -98,18 +101,20 @@ class Batcher:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop the worker after the waiting calls, and wait for it."""
+        """Stop the worker after the waiting calls, and wait for it, unless it hangs."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        if not self._is_hung():
+            self._thread.join()
 
     def run_call(
         self, context: RequestContext, call: _BatchKey, items: Sequence[tuple[Conversation, int]]
     ) -> list[Any]:
         """Run one call in batches with others and return its results in order.
 
-        Raises ApiError (504) at the deadline, RequestCancelled if the client disconnects, and what the model raises.
+        Raises ApiError (503 if the model has stopped or hangs, 504 at the deadline), RequestCancelled if the client
+        disconnects, and what the model raises.
         """
         context.check_alive()
         if not items:
@@ -124,6 +129,8 @@ class Batcher:
             with self._changed:
                 if self._closed:
                     raise RuntimeError("the model was closed while a request was in progress")
+                if not self.check_health():  # it would wait until its deadline
+                    raise _build_stopped_error()
                 self._waiting.append(work)
                 self._changed.notify_all()
             return work.future.result(timeout=max(0.0, context.remaining_s))
@@ -134,25 +141,57 @@ class Batcher:
             context.remove_cancel_callback(wake)
 
     def _run_worker(self) -> None:
-        while (batch := self._wait_for_batch()) is not None:
-            if not batch:
-                continue
-            began = time.monotonic()
-            try:
-                self._run_batch(batch)
-            except Exception as error:  # it belongs to the requests, and must not end the worker
-                self._broken = self._broken or self._is_fatal(error)
-                if len(batch) == 1:
-                    batch[0][0].set_error(error)
-                    continue
-                for part in batch:  # run each call separately, so that one bad request does not fail the others
-                    try:
-                        self._run_batch([part])
-                    except Exception as own:
-                        part[0].set_error(own)
-            finally:
-                seconds = time.monotonic() - began
-                self._observe(batch[0][0].call[0], sum(count for _, count in batch), seconds)
+        try:
+            while (batch := self._wait_for_batch()) is not None:
+                self._work_on_batch(batch)
+        except BaseException as error:  # such as SystemExit in a library; no later call would be answered
+            log_unexpected_error(error)
+            self._fail_waiting_calls()
+
+    def _is_hung(self) -> bool:
+        """Whether the running batch takes so long that it will hardly end."""
+        began = self._busy_since
+        return began is not None and time.monotonic() - began > self._hang_s
+
+    def _fail_waiting_calls(self) -> None:
+        with self._changed:
+            self._broken = True
+            waiting, self._waiting = self._waiting, []
+        for work in waiting:
+            work.set_error(_build_stopped_error())
+
+    def _work_on_batch(self, batch: Sequence[tuple[_PendingCall, int]]) -> None:
+        if not batch:
+            return
+        self._busy_since = began = time.monotonic()
+        try:
+            self._run_batch(batch)
+        except Exception as error:  # it belongs to the requests, and must not end the worker
+            self._note_failure(error)
+            if len(batch) == 1:
+                batch[0][0].set_error(error)
+                return
+            for part in batch:  # run each call separately, so that one bad request does not fail the others
+                self._run_part(part)
+        except BaseException:
+            for work, _ in batch:
+                work.set_error(_build_stopped_error())
+            raise
+        finally:
+            self._busy_since = None
+            seconds = time.monotonic() - began
+            self._observe(batch[0][0].call[0], sum(count for _, count in batch), seconds)
+
+    def _run_part(self, part: tuple[_PendingCall, int]) -> None:
+        self._busy_since = time.monotonic()
+        try:
+            self._run_batch([part])
+        except Exception as error:
+            self._note_failure(error)
+            part[0].set_error(error)
+
+    def _note_failure(self, error: Exception) -> None:
+        self._broken = self._broken or self._is_fatal(error)
 
     def _run_batch(self, batch: Sequence[tuple[_PendingCall, int]]) -> None:
         items: list[tuple[Conversation, int]] = []
@@ -236,6 +275,11 @@ class Batcher:
             if work.taken == len(work.items):
                 self._waiting.remove(work)
         return batch
+
+
+def _build_stopped_error() -> ApiError:
+    """The error of a request that cannot be answered until the server is restarted (503)."""
+    return ApiError(503, "model_stopped", "the model has stopped; the server has to be restarted")
 
 
 def _build_conversation_key(conversation: Conversation) -> _ConversationKey:

@@ -28,6 +28,7 @@ from starlette.exceptions import HTTPException
 from clincot import __version__
 from clincot.config.server_settings import ServeSettings
 from clincot.errors import ModelFailed
+from clincot.generation.visual_cot import check_max_images
 from clincot.models.yes_no import read_yes_no_ids
 from clincot.serving import metrics
 from clincot.serving.api_errors import (
@@ -159,7 +160,11 @@ def quiet_library_loggers() -> None:
 
 
 def open_backend(plan: ServePlan, folder: Path) -> Backend:
-    """Open the backend of the plan: the checkpoint in this process, or a predictor."""
+    """Open the backend of the plan: the checkpoint in this process, or a predictor.
+
+    Raises InvalidInput if questions may have several images, and the checkpoint takes one.
+    """
+    check_max_images(plan.settings, load_served_prompt_format(folder))
     if plan.predictor_host:
         return RemoteBackend(
             PredictorAddress(plan.predictor_host, plan.predictor_path, plan.predictor_model, plan.predictor_key_env),
@@ -190,7 +195,7 @@ def build_application(plane: VisualCotDataPlane, service: AnswerService) -> Fast
     )
     if service.settings.page:
         app.include_router(build_page_router())
-    app.include_router(build_metrics_router(service))
+    app.include_router(build_operator_router(service))
     app.include_router(build_models_router(service, name))  # before the SDK's routes, two of which it replaces
     app.include_router(build_chat_router(service, name))
     repository = ModelRepositoryExtension(plane.model_registry)
@@ -200,14 +205,22 @@ def build_application(plane: VisualCotDataPlane, service: AnswerService) -> Fast
     return app
 
 
-def build_metrics_router(service: AnswerService) -> APIRouter:
-    """Build `/metrics`, the SDK's with the metrics of a predictor beside this server."""
+def build_operator_router(service: AnswerService) -> APIRouter:
+    """Build `/metrics`, the SDK's with the metrics of a predictor beside this server, and `/health`, as vLLM has it."""
     router = APIRouter()
 
     @router.get("/metrics")
+    @router.head("/metrics", include_in_schema=False)
     async def metrics_of_server_and_predictor() -> Response:
         predictor = await asyncio.to_thread(service.backend.read_metrics)
         return Response(generate_latest() + predictor.encode(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/health", response_class=Response)
+    @router.head("/health", include_in_schema=False)
+    async def health_of_the_model() -> Response:
+        if not await asyncio.to_thread(service.backend.check_health):
+            raise ApiError(503, "not_ready", "the model is not ready")
+        return Response()
 
     return router
 

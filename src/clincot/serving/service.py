@@ -10,9 +10,9 @@ import base64
 import contextvars
 import io
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,13 +33,14 @@ from clincot.generation.visual_cot import (
 from clincot.images import open_image
 from clincot.models.protocols import Generation, Policy, PolicyWrapper
 from clincot.prompts import Conversation
+from clincot.records import Study
 from clincot.serving import metrics
-from clincot.serving.api_errors import ApiError, build_deadline_error
+from clincot.serving.api_errors import ApiError, build_deadline_error, number_errors
 from clincot.serving.backend import Backend
 from clincot.serving.blank_image import check_contrast
 from clincot.serving.fetch import ImageFetcher
 from clincot.serving.image_decoder import ImageDecoder
-from clincot.serving.image_input import check_question, is_url, read_image
+from clincot.serving.image_input import check_question, check_role, is_url, read_image
 from clincot.serving.request_context import RequestContext, current_request
 from clincot.serving.spool import Spool, open_spool
 from clincot.serving.tracing import StageSequence, measure_stage
@@ -50,11 +51,20 @@ RegionsCallback = Callable[[RegionsProposed], None]
 
 
 @dataclass(frozen=True)
+class FurtherImage:
+    """An image that a question is also about, such as a prior, as received."""
+
+    image: str | bytes
+    role: str = ""  # "": its number, as in "image 2"
+
+
+@dataclass(frozen=True)
 class AnswerRequest:
     """A client's request as received; nothing is checked yet."""
 
     question: str
     image: str | bytes  # data URI, base64 or URL; bytes: the image file itself
+    others: tuple[FurtherImage, ...] = ()  # in order, after `image`
     overlay: bool = False
     with_image: bool = False  # return the image to which the boxes refer
     instructions: str = ""
@@ -119,7 +129,7 @@ class AnswerService:
 
         on_regions: called in another thread when the regions are known. Raises ApiError, RequestCancelled, ModelFailed.
         """
-        checked = _check_texts(request, self.settings)
+        checked = _check_request(request, self.settings)
         context = current_request.get()
         async with self._wait_for_turn(context):
             loop = asyncio.get_running_loop()
@@ -164,15 +174,17 @@ class AnswerService:
         context.check_alive()
         with ExitStack() as stack:
             folder = stack.enter_context(self._spool.open_folder())
-            if isinstance(request.image, str) and is_url(request.image):
-                stack.enter_context(self._downloads)
-            encoded = read_image(request.image, self.settings, self._fetcher)
-            study = stack.enter_context(self.decoder.open_picture(encoded, folder, context))
-            del encoded
+            study, *others = stack.enter_context(self._open_images(request, folder, context))
             picture = folder / study.image
-            check_contrast(picture, self.settings.min_contrast)
             tokens = TokenCount()
-            asked = ImageQuestion(study, folder, request.question, request.instructions, request.history)
+            asked = ImageQuestion(
+                study,
+                folder,
+                request.question,
+                request.instructions,
+                request.history,
+                tuple((other, further.role) for other, further in zip(others, request.others, strict=True)),
+            )
             answer = self._answer_question(asked, request.decoding, tokens, context, on_regions)
             pictures = {}
             if request.overlay:
@@ -181,6 +193,37 @@ class AnswerService:
             if request.with_image:
                 pictures["image"] = _encode_image(open_image(picture))
             return ServedAnswer(answer.model_copy(update=pictures), tokens)
+
+    @contextmanager
+    def _open_images(self, request: AnswerRequest, folder: Path, context: RequestContext) -> Iterator[list[Study]]:
+        """The images of a request, first the one that it is about, each in a folder of its own below `folder`.
+
+        The paths of the studies are relative to `folder`.
+        """
+        images = [request.image, *(other.image for other in request.others)]
+        folders = []
+        for number, image in enumerate(images, start=1):
+            place = folder / str(number)
+            place.mkdir()
+            with number_errors("image", number, len(images)):
+                self._store_image(image, place, context)
+            folders.append(place)
+        with self.decoder.open_pictures(folders, context) as studies:
+            for number, (place, study) in enumerate(zip(folders, studies, strict=True), start=1):
+                with number_errors("image", number, len(images)):
+                    check_contrast(place / study.image, self.settings.min_contrast)
+            yield [
+                study.model_copy(update={"image": f"{place.name}/{study.image}"})
+                for place, study in zip(folders, studies, strict=True)
+            ]
+
+    def _store_image(self, image: str | bytes, place: Path, context: RequestContext) -> None:
+        with ExitStack() as stack:
+            if isinstance(image, str) and is_url(image):
+                if not self._downloads.acquire(timeout=max(0.0, context.remaining_s)):
+                    raise build_deadline_error()
+                stack.callback(self._downloads.release)
+            self.decoder.store_upload(read_image(image, self.settings, self._fetcher), place)
 
     def _answer_question(
         self,
@@ -220,8 +263,27 @@ class _CountingPolicy(PolicyWrapper):
         return replies
 
 
-def _check_texts(request: AnswerRequest, settings: ServeSettings) -> AnswerRequest:
-    """The request with its texts checked. Raises ApiError."""
+def check_image_count(count: int, settings: ServeSettings, param: str = "image") -> None:
+    """Raise ApiError (400) if a question has more images than the server's setting allows."""
+    limit = settings.max_images
+    if count <= limit:
+        return
+    message = f"expected at most {limit} image{'s' * (limit > 1)} of a question (max_images), got {count}"
+    if limit == 1:
+        message += (
+            "; the model is trained and evaluated on questions about one image, so prior and lateral images are used "
+            "only if the recipe or the operator allows them"
+        )
+    raise ApiError(400, "too_many_images", message, param=param)
+
+
+def _check_request(request: AnswerRequest, settings: ServeSettings) -> AnswerRequest:
+    """The request with its texts and the number of its images checked. Raises ApiError."""
+    check_image_count(1 + len(request.others), settings)
+    others = []
+    for number, other in enumerate(request.others, start=2):
+        role = check_role(other.role) if other.role else f"image {number}"
+        others.append(replace(other, role=role))
     instructions, history = request.instructions.strip(), []
     if instructions:
         instructions = check_question(instructions, settings, "messages")
@@ -230,6 +292,7 @@ def _check_texts(request: AnswerRequest, settings: ServeSettings) -> AnswerReque
     return replace(
         request,
         question=check_question(request.question, settings),
+        others=tuple(others),
         instructions=instructions,
         history=tuple(history),
     )

@@ -57,7 +57,7 @@ def _list_chain_fields(answer: VisualAnswer) -> dict[str, Any]:
     """The chain with the optional fields that a reply leaves out at their defaults."""
     chain = answer.model_dump(mode="json", by_alias=True)
     regions = [{"cut_off": RegionAnswer.model_fields["cut_off"].default, **region} for region in chain["regions"]]
-    return {"abstain_reason": None, "image": None, **chain, "regions": regions}
+    return {"abstain_reason": None, "image": None, "others": [], **chain, "regions": regions}
 
 
 def _select_fields(value: Any, schema: Mapping[str, Any]) -> Any:

@@ -1,8 +1,10 @@
 """Requests and replies of KServe's V2 protocol (Open Inference Protocol), as tensors.
 
 Inputs: BYTES tensors `question` and `image` of shape [n] or [n, 1]. In JSON, an image is a data URI, base64 or a URL;
-in a binary tensor or over gRPC, it may also be the file itself. Outputs: `answer` and `chain` (JSON of the whole
-prediction) as BYTES, `confidence` as FP64, `abstained` as BOOL; a request may select some of them (`outputs`).
+in a binary tensor or over gRPC, it may also be the file itself. `other_images` of shape [n, k] has up to k further
+images of each question, if the server's setting `max_images` allows them, and `other_roles` of the same shape has their
+roles; an empty element is no image. Outputs: `answer` and `chain` (JSON of the whole prediction) as BYTES, `confidence`
+as FP64, `abstained` as BOOL; a request may select some of them (`outputs`).
 
 Binary tensors follow the Binary Tensor Data Extension (triton-inference-server/server, docs/protocol/
 extension_binary_data.md): the header Inference-Header-Content-Length says how many bytes of the body are JSON, and the
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Annotated, Any
 
 from kserve import InferRequest, InferResponse
@@ -29,9 +32,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from clincot.generation.visual_cot import VisualAnswer
 from clincot.serving.api_errors import ApiError, describe_validation_error
-from clincot.serving.service import AnswerRequest
+from clincot.serving.service import AnswerRequest, FurtherImage
 
 INPUT_TYPES = {"question": "BYTES", "image": "BYTES"}
+CONTEXT_TYPES = {"other_images": "BYTES", "other_roles": "BYTES"}  # may be left out
 OUTPUT_TYPES = {"answer": "BYTES", "confidence": "FP64", "abstained": "BOOL", "chain": "BYTES"}
 _REQUEST_PARAMETERS = ("return_overlay", "return_image", "binary_data_output")
 _IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
@@ -66,7 +70,7 @@ class BinaryRequest(_TensorModel):
     id: str | None = None
     model_name: str | None = None  # KServe's client repeats the name of the path
     parameters: _Parameters = Field(default_factory=dict)
-    inputs: Annotated[list[BinaryInput], Field(min_length=1, max_length=len(INPUT_TYPES))]
+    inputs: Annotated[list[BinaryInput], Field(min_length=1, max_length=len(INPUT_TYPES | CONTEXT_TYPES))]
     outputs: list[SelectedOutput] | None = None
 
 
@@ -115,20 +119,53 @@ def read_questions(request: InferRequest) -> list[AnswerRequest]:
             expected = f"expected outputs among {', '.join(OUTPUT_TYPES)}"
             raise ApiError(422, "unknown_output", f"{expected}, got {output.name[:40]!r}", param="outputs")
         _check_names(output.parameters or {}, ("binary_data",), f"output {output.name!r}")
-    tensors = {tensor.name: _read_values(tensor) for tensor in request.inputs}
-    if set(tensors) != set(INPUT_TYPES) or len(request.inputs) != len(INPUT_TYPES):
-        raise _refuse_tensor("expected exactly two inputs, 'question' and 'image'")
-    if len(tensors["question"]) != len(tensors["image"]) or not tensors["question"]:
+    _check_input_names([tensor.name for tensor in request.inputs])
+    tensors = {tensor.name: _read_rows(tensor) for tensor in request.inputs}
+    for name in INPUT_TYPES:
+        if any(len(row) != 1 for row in tensors[name]):
+            further = "; further images belong in the input 'other_images'" if name == "image" else ""
+            raise _refuse_tensor(f"expected the input {name!r} of shape [n]{further}")
+    if len({len(rows) for rows in tensors.values()}) != 1 or not tensors["question"]:
         raise _refuse_tensor("expected as many questions as images, and at least one")
+    others = _join_others(tensors.get("other_images"), tensors.get("other_roles"), len(tensors["question"]))
     return [
         AnswerRequest(
-            _decode_question(question),
+            _decode_text(question, "questions"),
             _decode_image(image),
+            others=further,
             overlay=parameters.get("return_overlay", False),
             with_image=parameters.get("return_image", False),
         )
-        for question, image in zip(tensors["question"], tensors["image"], strict=True)
+        for (question,), (image,), further in zip(tensors["question"], tensors["image"], others, strict=True)
     ]
+
+
+def _check_input_names(names: Sequence[str]) -> None:
+    known = [*INPUT_TYPES, *CONTEXT_TYPES]
+    if unknown := [name for name in names if name not in known]:
+        raise _refuse_tensor(f"the input {unknown[0][:40]!r} is not supported; known: {', '.join(known)}")
+    if len(set(names)) != len(names) or not set(INPUT_TYPES) <= set(names):
+        raise _refuse_tensor("expected the inputs 'question' and 'image', and no input twice")
+
+
+def _join_others(
+    images: list[list[str | bytes]] | None, roles: list[list[str | bytes]] | None, count: int
+) -> list[tuple[FurtherImage, ...]]:
+    """The further images of each of `count` questions, with their roles; empty elements are left out."""
+    if images is None and roles is not None:
+        raise _refuse_tensor("expected the input 'other_images' beside 'other_roles'")
+    if images is None:
+        return [()] * count
+    roles = [[""] * len(row) for row in images] if roles is None else roles
+    if [len(row) for row in images] != [len(row) for row in roles]:
+        raise _refuse_tensor("expected 'other_images' and 'other_roles' of the same shape")
+    joined = []
+    for row, named in zip(images, roles, strict=True):
+        pairs = [(image, role) for image, role in zip(row, named, strict=True) if image or role]
+        if not all(image for image, _ in pairs):
+            raise _refuse_tensor("expected no role of an empty image in 'other_roles'")
+        joined.append(tuple(FurtherImage(_decode_image(image), _decode_text(role, "roles")) for image, role in pairs))
+    return joined
 
 
 def build_response(request: InferRequest, name: str, answers: Sequence[VisualAnswer]) -> InferResponse:
@@ -172,22 +209,24 @@ def _check_names(parameters: Mapping[str, Any], known: Sequence[str], where: str
         raise ApiError(422, "unknown_parameter", message, param=unknown[0][:40])
 
 
-def _read_values(tensor: InferInput) -> list[str | bytes]:
-    """The elements of a tensor: text from JSON, bytes from binary tensors and gRPC."""
+def _read_rows(tensor: InferInput) -> list[list[str | bytes]]:
+    """The elements of a tensor of shape [n] or [n, k], of each question: text from JSON, bytes otherwise."""
     _check_names(tensor.parameters or {}, ("binary_data_size",), f"input {tensor.name[:40]!r}")
     shape, values = list(tensor.shape), tensor.data
-    if tensor.datatype != "BYTES" or len(shape) not in (1, 2) or shape[1:] not in ([], [1]):
-        raise _refuse_tensor("expected inputs of type BYTES and shape [n] with n elements")
+    expected = f"expected the input {tensor.name!r} of type BYTES and shape [n] or [n, k] with as many elements"
+    if tensor.datatype != "BYTES" or len(shape) not in (1, 2) or any(size < 0 for size in shape):
+        raise _refuse_tensor(expected)
     if not values:  # raw contents of gRPC
         try:
             values = tensor.as_numpy().ravel().tolist()
         except (struct.error, ValueError, InvalidInput):
-            raise _refuse_tensor("expected inputs of type BYTES and shape [n] with n elements") from None
-    if len(shape) == 2 and all(isinstance(value, list) and len(value) == 1 for value in values):
-        values = [value for (value,) in values]
-    if len(values) != shape[0] or not all(isinstance(value, str | bytes) for value in values):
-        raise _refuse_tensor("expected inputs of type BYTES and shape [n] with n elements")
-    return list(values)
+            raise _refuse_tensor(expected) from None
+    count, width = shape[0], shape[1] if len(shape) == 2 else 1
+    if len(shape) == 2 and len(values) == count and all(isinstance(value, list) for value in values):
+        values = list(chain.from_iterable(values))  # JSON may nest the rows
+    if len(values) != count * width or not all(isinstance(value, str | bytes) for value in values):
+        raise _refuse_tensor(expected)
+    return [list(values[start : start + width]) for start in range(0, count * width, width or 1)]
 
 
 def _split_elements(raw: bytes) -> list[bytes]:
@@ -199,11 +238,11 @@ def _split_elements(raw: bytes) -> list[bytes]:
     return elements
 
 
-def _decode_question(question: str | bytes) -> str:
+def _decode_text(text: str | bytes, what: str) -> str:
     try:
-        return question.decode("utf-8") if isinstance(question, bytes) else question
+        return text.decode("utf-8") if isinstance(text, bytes) else text
     except UnicodeDecodeError:
-        raise _refuse_tensor("expected questions in UTF-8") from None
+        raise _refuse_tensor(f"expected {what} in UTF-8") from None
 
 
 def _decode_image(image: str | bytes) -> str | bytes:

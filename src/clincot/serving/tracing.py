@@ -74,18 +74,26 @@ def build_trace_headers() -> dict[str, str]:
 
 
 @contextmanager
-def measure_stage(stage: str, kind: SpanKind = SpanKind.INTERNAL) -> Iterator[None]:
-    """A stage of the current request: its span, and its seconds for the metric."""
-    began = time.monotonic()
+def trace_call(name: str, kind: SpanKind = SpanKind.INTERNAL) -> Iterator[None]:
+    """A span of the current request, without a metric."""
     # an exception's message may quote the request
-    with _TRACER.start_as_current_span(stage, kind=kind, record_exception=False, set_status_on_exception=False) as span:
+    with _TRACER.start_as_current_span(name, kind=kind, record_exception=False, set_status_on_exception=False) as span:
         try:
             yield
         except BaseException as error:
             span.set_attribute("error.type", type(error).__name__)
             raise
-        finally:
-            metrics.observe_stage(stage, time.monotonic() - began)
+
+
+@contextmanager
+def measure_stage(stage: str) -> Iterator[None]:
+    """A stage of the current request: its span, and its seconds for the metric."""
+    began = time.monotonic()
+    try:
+        with trace_call(stage):
+            yield
+    finally:
+        metrics.observe_stage(stage, time.monotonic() - began)
 
 
 class StageSequence:

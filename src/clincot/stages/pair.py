@@ -22,7 +22,10 @@ def pair(config: PairConfig, inputs: Paths, outputs: Paths) -> Metrics:
     candidates = read_records(inputs["candidates"], Candidate)
     scores = read_records(inputs["scores"], PanelScore)
     knowledge = _measure_knowledge(config, inputs) if config.min_agreement > 0 else None
-    pairs, report = make_pairs(candidates, scores, config, knowledge=knowledge)
+    topics = None
+    if config.max_answer_bias < 1 and "questions" in inputs:
+        topics = {q.id: q.topic or q.kind for q in read_records(inputs["questions"], Question)}
+    pairs, report = make_pairs(candidates, scores, config, knowledge=knowledge, topics=topics)
     write_records(outputs["pairs"], pairs)
     write_json(outputs["pair_report"], report.model_dump(mode="json"))
     return {"pairs": len(pairs)}

@@ -169,15 +169,27 @@ def _choose_anchors(files: PairFiles, step_count: int, seed: int, per_question: 
     what the policy would say, right or wrong; no score decides. Within a topic no answer is more frequent than if all
     that the policy gives were equally frequent: anchors that mostly say yes, because windows show what looks most like
     the finding, would teach the policy to say yes to anything.
+
+    A topic that makes pairs is anchored only in regions of the grounders whose regions make them. Elsewhere the policy
+    still says what the pairs unteach: in a second round, with few pairs left, such anchors would undo the first.
     """
-    paired = {pair.question for pair in read_records(files.pairs, PreferencePair)}
+    topics = {q.id: q.topic or q.kind for q in read_records(files.questions, Question)}
+    grounders = {region.id: region.grounder for region in read_records(files.regions, Region)}
+    paired: set[str] = set()
+    taught: dict[str, set[str]] = {}  # topic -> grounders
+    for pair in read_records(files.pairs, PreferencePair):
+        paired.add(pair.question)
+        sides = {grounders.get(pair.chosen_region, ""), grounders.get(pair.rejected_region, "")}
+        taught.setdefault(topics.get(pair.question, ""), set()).update(sides)
     likeliest: dict[tuple[str, str], Candidate] = {}  # (question, region) -> candidate
     for candidate in read_records(files.candidates, Candidate):
         if candidate.question in paired or candidate.step != step_count - 1 or not candidate.text.strip():
             continue
+        grounder = grounders.get(candidate.region, "")
+        if grounder not in taught.get(topics[candidate.question], {grounder}):
+            continue
         key = candidate.question, candidate.region
         likeliest[key] = max(likeliest.get(key, candidate), candidate, key=lambda answer: sum(answer.token_logprobs))
-    topics = {q.id: q.topic or q.kind for q in read_records(files.questions, Question)}
     by_topic: dict[str, list[Candidate]] = {}
     for candidate in sorted(likeliest.values(), key=lambda answer: hash_json([seed, answer.region])):
         by_topic.setdefault(topics[candidate.question], []).append(candidate)

@@ -17,6 +17,7 @@ _FILES = {  # kind: (file, version)
     "ScaledObject": ("keda.sh_scaledobjects", "v1alpha1"),
     "ServiceMonitor": ("monitoring.coreos.com_servicemonitors", "v1"),
     "HTTPRoute": ("gateway.networking.k8s.io_httproutes", "v1"),
+    "ReferenceGrant": ("gateway.networking.k8s.io_referencegrants", "v1beta1"),
     "PrometheusRule": ("monitoring.coreos.com_prometheusrules", "v1"),
 }
 KINDS = frozenset(_FILES)

@@ -21,6 +21,7 @@ from clincot.deployment.inference_service import (
     CRD_NAME,
     DIGEST_ANNOTATION,
     GROUP,
+    MODE_ANNOTATION,
     PLURAL,
     REPLICAS_ANNOTATION,
     TAG_ROUTING_ANNOTATION,
@@ -39,6 +40,9 @@ from clincot.deployment.smoke import RequestFailed, get_text, post_json
 _METRICS_TIMEOUT_S = 5.0
 _METRICS_PORT = 8080
 _MAX_REASONS = 3
+# of a predictor, which a canary never inherits, or which a rollout sets
+_OWN_FIELDS = {"name", "minReplicas", "maxReplicas", "scaleTarget", "scaleMetric", "autoScaling"}
+_LEGACY_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}  # names of older versions of KServe
 _FAILED_TRANSITIONS = {"BlockedByFailedLoad", "InvalidSpec"}
 
 
@@ -297,13 +301,18 @@ class CanaryTarget(KServeTarget):
             now = self._read_inference_service()
             if now is None:
                 now = self.cluster.create(self.build_path(), self.build_manifest())
+            check_deployment_mode(now, "Standard")
             self._alone = _read_stable_name(now) == self.revision
             if self._alone:
                 return f"InferenceService {self.settings.name} with {self.revision} alone{_describe_unchanged(now)}"
             self._update_canary(percent=0, replicas=1)
-        return (
-            f"{self.revision} beside {_read_stable_name(now)} of InferenceService {self.settings.name}, as spec.canary"
-        )
+        ours = build_predictor(self.settings, self.digest, self.uri, mode="Standard")
+        inherited = list_inherited_fields(now["spec"]["predictor"], ours)
+        note = ""
+        if inherited:
+            note = f"; it inherits {', '.join(inherited)} from there, and gets new pods without them at the promotion"
+        stable = _read_stable_name(now)
+        return f"{self.revision} beside {stable} of InferenceService {self.settings.name}, as spec.canary{note}"
 
     def check_ready(self) -> bool:
         now = self._read_existing_service(self.settings.name)
@@ -449,6 +458,7 @@ class KnativeTarget(KServeTarget):
             now = self._read_inference_service()
             if now is None:
                 now = self.cluster.create(self.build_path(), self.build_manifest())
+            check_deployment_mode(now, "Knative")
             self._alone = read_served_digest(now) is None or (
                 read_served_digest(now) == self.digest and _read_storage_uri(now) == self.uri
             )
@@ -548,6 +558,41 @@ def read_served_digest(now: Json) -> str | None:
     """The checkpoint of the last finished rollout; None if no rollout has finished."""
     digest: str | None = now["metadata"].get("annotations", {}).get(DIGEST_ANNOTATION)
     return digest
+
+
+def check_deployment_mode(now: Json, wanted: str) -> None:
+    """Raise TargetFailed if an InferenceService is in another of KServe's modes.
+
+    KServe refuses a change of the mode (validateDeploymentMode, inference_service_validation.go). In Standard mode it
+    ignores canaryTrafficPercent, so that a revision "with 0 %" would get all users at once.
+    """
+    annotations = now["metadata"].get("annotations", {})
+    mode = now.get("status", {}).get("deploymentMode") or annotations.get(MODE_ANNOTATION, wanted)
+    mode = _LEGACY_MODES.get(mode, mode)
+    if mode != wanted:
+        name = now["metadata"]["name"]
+        raise TargetFailed(
+            f"InferenceService {name} is in KServe's mode {mode}, and this rollout needs {wanted}, which KServe does "
+            f"not change; set `mode` of the service's settings to a {mode} one, or give the service another name"
+        )
+
+
+def list_inherited_fields(stable: Json, predictor: Json, path: str = "") -> list[str]:
+    """The fields of a predictor that a canary gets although its own spec does not have them.
+
+    KServe merges a canary over the stable predictor (buildCanaryPredictor in components/predictor.go), so what the
+    settings no longer have, such as a toleration, stays until the canary becomes the stable predictor.
+    """
+    inherited = []
+    for name, value in stable.items():
+        own = predictor.get(name)
+        if not value or (not path and name in _OWN_FIELDS):
+            continue
+        if not own:
+            inherited.append(path + name)
+        elif isinstance(value, dict) and isinstance(own, dict):
+            inherited += list_inherited_fields(value, own, f"{path}{name}.")
+    return inherited
 
 
 def _describe_unchanged(now: Json) -> str:

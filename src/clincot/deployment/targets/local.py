@@ -42,7 +42,7 @@ from clincot.fields import FrozenModel
 from clincot.jsonl import atomic_write
 from clincot.models.checkpoint import hash_checkpoint
 from clincot.processes import find_free_port
-from clincot.registry.manifest import Manifest, download_checkpoint
+from clincot.registry.manifest import CorruptCheckpoint, Manifest, download_checkpoint
 from clincot.storage.store import Store
 
 SERVE_COMMAND = (
@@ -130,7 +130,10 @@ class LocalTarget:
         self.state.mkdir(parents=True, exist_ok=True)
         running = self._find_server(self.digest)
         if running is None or running.process is None:
-            folder = download_checkpoint(self.store, self.manifest, self.state / "checkpoints")
+            try:
+                folder = download_checkpoint(self.store, self.manifest, self.state / "checkpoints")
+            except CorruptCheckpoint as error:
+                raise TargetFailed(str(error)) from None
             if hash_checkpoint(folder) != self.digest:
                 raise TargetFailed(
                     f"{folder}: expected the checkpoint {self.digest[:12]}, got other files; remove the folder, and it "
