@@ -184,9 +184,10 @@ class RoundCounter:
 
     def _pair(self, candidates: Sequence[Candidate]) -> list[PreferencePair]:
         draw = random.Random("pair scores")
+        topics = {question.id: question.topic or question.kind for question in self.data.questions}
         scores = [PanelScore(candidate=c.id, score=draw.random(), spread=0.0, judges=1) for c in candidates]
         try:
-            return make_pairs(candidates, scores, self.params.pair)[0]
+            return make_pairs(candidates, scores, self.params.pair, topics=topics)[0]
         except NoPairs:
             return []
 
