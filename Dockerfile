@@ -3,7 +3,8 @@
 #
 #   docker build --target cpu --tag clincot-cpu .
 #
-# constraints.txt pins every package (cuda: requirements-cuda.txt). The images run as uid 10001 and write only below
+# locks/ pins every package with the hashes of its files, except torch of cpu and serve (scripts/image/torch.sh) and the
+# tools that pip itself calls to build a package (constraints.txt). The images run as uid 10001 and write only below
 # /tmp, so a container with a read-only root needs a volume there. A private package index and its certificate are
 # passed as build secrets, which leave no trace in the image (that pip.conf contains: cert = /run/secrets/pip_cert):
 #
@@ -40,11 +41,11 @@ ENV PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore \
     PIP_CONSTRAINT=/build/constraints.txt
 WORKDIR /build
-COPY constraints.txt ./
+COPY constraints.txt locks/tools.txt ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
     python3.11 -m venv /opt/tools \
- && /opt/tools/bin/pip install --quiet cyclonedx-bom setuptools \
+ && /opt/tools/bin/pip install --quiet --no-deps --require-hashes --requirement tools.txt \
  && python3.11 -m venv --without-pip /opt/venv
 
 # ---- dependencies: layers that a change of the source does not rebuild; cpu and serve share the first one
@@ -57,20 +58,22 @@ COPY scripts/image/torch.sh scripts/image/torch_build.py ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
     ./torch.sh
-COPY pyproject.toml scripts/image/requirements.py scripts/image/dependencies.sh scripts/image/bytecode.sh ./
+COPY locks/base.txt scripts/image/dependencies.sh scripts/image/bytecode.sh ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
-    ./dependencies.sh
+    ./dependencies.sh base.txt
 
 FROM dependencies AS cluster-dependencies
+COPY locks/cpu.txt ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
-    ./dependencies.sh cluster
+    ./dependencies.sh cpu.txt
 
 FROM dependencies AS serve-dependencies
+COPY locks/serve.txt ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=pip_cert,target=/run/secrets/pip_cert \
-    ./dependencies.sh serve
+    ./dependencies.sh serve.txt
 
 FROM tools AS cuda-dependencies
 COPY requirements-cuda.txt locks/cuda.txt scripts/image/bytecode.sh scripts/image/torch_build.py ./

@@ -129,17 +129,13 @@ manifests: $(FULL)  ## write the table in charts/clincot/README.md and the schem
 fuzz-chart: $(FULL)  ## draw values of the chart (DRAWS=20000, SEED=1): refused with a sentence, or valid and closed objects
 	CLINCOT_DRAWS=$(or $(DRAWS),20000) CLINCOT_SEED=$(or $(SEED),1) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/chart/test_fuzzing.py
 
-locks:  ## write locks/ (pins with hashes) again from requirements-*.txt (needs uv)
+locks:  ## write locks/ (pins with hashes, which images install from) again from pyproject.toml and requirements-*.txt (needs uv)
 	scripts/locks.sh
 
-# Helm comes from its wheel; DIST=folder for wheel and chart. Images are built by test-image and by the workflow.
-release-dry-run: $(FULL)  ## run the steps of the release workflow that need no registry: versions, wheel, chart
-	mkdir -p $(or $(DIST),runs/release)
-	scripts/release.sh check
-	PYTHON=$(BIN)/python scripts/release.sh wheel $(or $(DIST),runs/release)
-	HELM=$$($(BIN)/python -c "from tests.chart.binaries import binary; print(binary('helm', '4'))") \
-	  scripts/release.sh chart $(or $(DIST),runs/release) registry.example/clincot
-	$(BIN)/hadolint Dockerfile
+# Helm comes from its wheels; DIST=folder for wheel, SBOM and chart. Images are built by test-image and by the workflow.
+release-dry-run: $(FULL)  ## run the release workflow as far as it goes here (wheel, SBOM, chart), and say what cannot run
+	$(BIN)/python scripts/release_dry_run.py $(or $(DIST),runs/release) \
+	  $$($(BIN)/python -c "from tests.chart.binaries import binary; print(binary('helm', '3'), binary('helm', '4'))")
 
 test-image:  ## build and run the images cpu and serve (CONFIRM=yes; needs root and installs Debian packages)
 	@PYTHON=$(PYTHON) scripts/test-image.sh

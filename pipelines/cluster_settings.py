@@ -65,7 +65,7 @@ class Images(FrozenConfig):
     """Images of the tasks. Only a digest (…@sha256:…) fixes the code of a run; a tag can move in the registry."""
 
     cpu: Annotated[ImageReference, Field(description="image of tasks without a GPU")] = "clincot-cpu:latest"
-    gpu: Annotated[ImageReference, Field(description="image of the stages whose device is gpu")] = "clincot-cuda:latest"
+    gpu: Annotated[ImageReference, Field(description="image of tasks with an accelerator")] = "clincot-cuda:latest"
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     pull_secrets: Annotated[tuple[Name, ...], Field(description="Secrets with registry credentials")] = ()
 
@@ -290,7 +290,8 @@ class ClusterSettings(FrozenConfig):
         return ResourceProfile.model_validate(base.model_dump() | changes)
 
     def select_image(self, task: str) -> str:
-        return self.images.gpu if task in GPU_TASKS else self.images.cpu
+        """Return the image for GPUs if the task gets one, else that for CPUs, which is several GB smaller."""
+        return self.images.gpu if self.resolve_profile(task).count else self.images.cpu
 
 
 def _check_task_names(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -56,6 +56,8 @@ def apply_placement(task: dsl.PipelineTask, name: str, cluster: ClusterSettings)
         kubernetes.add_node_selector(task, label_key=key, label_value=value)
     for toleration in profile.tolerations:
         _add_toleration(task, toleration)
+    # The images write below /tmp only, so pods also run where an admission policy makes their roots read-only.
+    kubernetes.empty_dir_mount(task, "tmp", "/tmp")
     if profile.shm:
         kubernetes.empty_dir_mount(task, "dshm", "/dev/shm", medium="Memory", size_limit=profile.shm)
     kubernetes.set_timeout(task, profile.timeout_s)

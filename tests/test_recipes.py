@@ -70,7 +70,7 @@ def test_a_shipped_recipe_is_complete_and_described(recipe: Recipe) -> None:
 
 def test_an_incomplete_recipe_would_be_found(tmp_path: Path) -> None:
     text = (ROOT / "recipes" / "small-model.yaml").read_text()
-    path = written(tmp_path, text.replace("  min_gap: 0.2", "  # min_gap: 0.2").replace("    open_f1: 0.05\n", ""))
+    path = written(tmp_path, text.replace("  min_gap: 0.2", "  # min_gap: 0.2").replace("    open_f1: 0.13\n", ""))
     assert find_missing_of_recipe(find_recipe(path)) == ["pair.min_gap", "decide.floors.open_f1"]
 
 

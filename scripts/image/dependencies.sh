@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# dependencies.sh [EXTRA]: installs dependencies, during an image's build.
+# dependencies.sh LOCK: installs the pins of a lock, during an image's build.
 #
-# Without an argument, the project's own dependencies go into /opt/venv. With the name of an extra, the packages that it
-# adds go into /added, so that several images share the layer of the project's own ones.
+# base.txt goes into /opt/venv. The others hold what an image adds to it, which goes into /added, so that several images
+# share the layer of base.txt. A lock is complete but for torch, which torch.sh has installed, hence --no-deps.
 set -euo pipefail
-install() { /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet --no-compile --use-pep517 "$@"; }
+lock=$1
+install() {
+  /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet --no-compile --use-pep517 --no-deps --require-hashes \
+    --requirement "$lock" "$@"
+}
 
-python3.11 requirements.py "$@" > requirements.txt
-if [ $# = 0 ]; then
-  install --requirement requirements.txt
-  install --no-deps radlabels # without dependencies: it requires an older torch, but only its list of findings is used
+if [ "$lock" = base.txt ]; then
+  install
   ./bytecode.sh /opt/venv
 else
-  install --root /added --no-warn-script-location --requirement requirements.txt
+  install --root /added --no-warn-script-location
   ./bytecode.sh /added/opt/venv
   cp -a /added/opt/venv/. /opt/venv/
 fi

@@ -31,6 +31,7 @@ STRANGER: Workload = ("elsewhere", {"app": "x"})
 OUTSIDE = "203.0.113.7"
 NAMED = {"secrets", "configmaps", "namespaces", "customresourcedefinitions"}
 TOKENS = ("runner", "deployer", "bucket")  # accounts that call the API server
+LARGE = re.compile(r"^ *(?:- )?[\w.-]+: -?[\d.]+e\+\d+$", re.MULTILINE)
 OF_ONE_VALUE = re.compile(r"Input should|Field required|Extra inputs|should match|no such|unknown")
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "params.yaml": load_params,
@@ -46,6 +47,8 @@ def list_defects(values: Json, rendering: Rendering) -> list[str]:
     found: list[str] = [
         f"Go's mark of a missing value: {text[:200]}" for text in texts if re.search(r"%!\w?\(|<nil>|<no value>", text)
     ]
+    # The API reads no integer from 1e+06 (json.Unmarshal into int64), which Python's YAML takes for 1000000.0.
+    found += [f"Go's form of a large number: {line}" for text in rendering.documents for line in LARGE.findall(text)]
     try:
         objects = [one for text in rendering.documents for one in parse_documents(text)]
     except (yaml.YAMLError, TypeError) as error:

@@ -39,7 +39,6 @@ _POD_RESOURCES = (
     ("judgeDefaults",),
     ("server",),
     ("server", "storageInitializer"),
-    ("server", "first"),
     ("monitoring",),
     ("seaweedfs",),
     ("tests",),

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import yaml
 
-from tests.chart.rendering import PROFILES, Json, of_kind, rendered, settings_of
+from tests.chart.rendering import SHIPPED, Json, of_kind, rendered, settings_of
 
 Workload = tuple[str, dict[str, str]]
 Target = Workload | str | None  # a pod, an address outside the cluster, or one that is in every ipBlock
@@ -194,7 +194,7 @@ WITH_INGRESS = (
 def render_traffic_tables() -> str:
     """Return one table for each profile, and what an Ingress adds to one of them, in Markdown."""
     out = []
-    for profile in PROFILES:
+    for profile in SHIPPED:
         out += [f"## `values-{profile}.yaml`", "", *_render_table(_list_rows(profile)), ""]
     before = _list_rows("production", "--set", "server.mode=blue-green")
     more = [row for row in _list_rows("production", *WITH_INGRESS) if row not in before]

@@ -20,6 +20,7 @@ CHART = ROOT / "charts" / "clincot"
 MANIFESTS = ROOT / "manifests"
 HELMS = ("3", "4")
 PROFILES = ("trial", "production", "cpu")
+SHIPPED = (*PROFILES, "kubeflow")  # which suits another namespace: test_kubeflow_distribution.py
 SERVED = (  # APIs of a cluster with everything that the chart can use
     "serving.kserve.io/v1beta1/InferenceService",
     "serving.kserve.io/v1alpha1/ServingRuntime",
@@ -37,6 +38,7 @@ GIVEN = {
     "trial": ("--set", "store.accessKey=trial,store.secretKey=hunter2"),
     "production": (),
     "cpu": (),
+    "kubeflow": ("--set", "store.existingSecret=s3"),
 }
 
 

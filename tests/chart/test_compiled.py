@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from clincot.cli.app import main, parse
+from clincot.cli.app import parse
 from clincot.pipelines.params import decode_params
 from clincot.training.launch_settings import load_launch_settings
-from tests.chart.rendering import CHART, PROFILES, of_kind, rendered, settings_of
+from tests.chart.rendering import CHART, PROFILES, of_kind, rendered
+from tests.chart.run_pipeline import compile_pipeline
 
 CA = ("--set", "customCA.configMap=hospital-ca")
 Json = dict[str, Any]
@@ -22,21 +23,7 @@ def compiled(profile: str, folder: Path, *flags: str) -> tuple[Json, Json, Json]
 
     Returns {task: container}, {task: Kubernetes settings} and {parameter: default}.
     """
-    objects = rendered(profile, *flags)
-    (job,) = of_kind(objects, "Job", "clincot-pipeline")
-    settings = folder / "settings"
-    settings.mkdir()
-    for name, content in settings_of(objects).items():
-        (settings / name).write_text(content)
-    words = job["spec"]["template"]["spec"]["initContainers"][0]["args"]
-    arguments = [
-        word.replace("/etc/clincot/settings", str(settings))
-        for word in words[2:]
-        if word.partition("=")[0] not in ("--line", "--installation", "--pipeline", "--experiment", "--namespace")
-    ]
-    out = folder / "round.yaml"
-    assert main(["pipeline", "compile", *arguments, "--out", str(out)]) == 0
-    spec, platform = yaml.load_all(out.read_text(), Loader=yaml.CSafeLoader)
+    spec, platform = compile_pipeline(rendered(profile, *flags), folder)
     executors = spec["deploymentSpec"]["executors"]
     tasks = {name.removeprefix("exec-"): one["container"] for name, one in executors.items()}
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
@@ -88,7 +75,8 @@ def test_a_train_jobs_nodes_get_the_resources_of_train(tmp_path: Path) -> None:
     assert (mount["constant"], mount["mountPath"]) == (job.claim, str(job.mount))
     assert "accelerator" not in tasks["train"]["resources"]
     assert tasks["train"]["resources"] == tasks["decide"]["resources"]
-    assert not {"emptyDirMounts", "tolerations"} & set(pods["train"])
+    assert pods["train"]["emptyDirMounts"] == pods["decide"]["emptyDirMounts"]  # no shared memory
+    assert "tolerations" not in pods["train"]
     assert pods["train"]["activeDeadlineSeconds"] == str(job.timeout_s) == "172800"
 
 

@@ -22,28 +22,15 @@ from clincot.pipelines.ownership import read_owner
 from clincot.pipelines.round import compile_round
 from clincot.pipelines.round_plan import RoundPlan
 from tests.chart.permissions import ACCOUNTS, RBAC_KINDS, granted
-from tests.chart.rendering import CHART, GIVEN, HELMS, rendered, run
+from tests.chart.rendering import CHART, GIVEN, rendered, run
 from tests.chart.test_route import DIRECT, INGRESS, THROUGH
-from tests.support.chart_kube_server import KubeServer, kube_server
+from tests.support.chart_kube_server import KubeServer
 from tests.support.kfp_stub import PipelinesStub, serving
 
 Helm = Callable[..., subprocess.CompletedProcess[str]]
 TRIAL = ("--values", str(CHART / "values-trial.yaml"), *GIVEN["trial"])
 BUCKET = "store create s3://clincot/platform"  # run by the rollout's init container and by a hook
 POLICY = "/apis/serving.kserve.io/v1beta1/namespaces/clincot/inferenceservices/clincot"
-
-
-@pytest.fixture
-def server() -> KubeServer:
-    return KubeServer()
-
-
-@pytest.fixture(params=HELMS)
-def helm(request: pytest.FixtureRequest, server: KubeServer, tmp_path: Path) -> Iterator[Helm]:
-    with kube_server(server, tmp_path) as config:
-        yield lambda *words: run(
-            "helm", request.param, *words, "--namespace", "clincot", "--kubeconfig", str(config), "--timeout", "40s"
-        )
 
 
 def list_commands(server: KubeServer) -> list[str]:

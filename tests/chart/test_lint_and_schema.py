@@ -269,6 +269,31 @@ def test_all_missing_apis_are_named_at_once() -> None:
             "networkPolicy.extraEgress[0].ports[0].port=9000,networkPolicy.extraEgress[0].ports[0].endPort=8000",
             "networkPolicy.extraEgress[0]: endPort 8000 is below port 9000",
         ),
+        (
+            "store.existingSecret=s3,pipeline.parallelShards=2",
+            "only one node can mount the cache with access mode ReadWriteOnce; expected ReadWriteMany, at most 1",
+        ),
+        (
+            "store.existingSecret=s3,tests.resources.requests.memory=8Gi",
+            "tests.resources: the request of memory, 8Gi, is above its limit, 4Gi",
+        ),
+        (
+            "store.existingSecret=s3,pipeline.stages.decide.timeout_s=60",
+            "pipeline.stages.decide.timeout_s is 60, so the task would be stopped before it could say what",
+        ),
+        (
+            "store.existingSecret=s3,judges[0].name=a,judges[0].path=x,judges[1].name=a,judges[1].path=y",
+            "judges: the name a is there twice",
+        ),
+        (
+            "store.existingSecret=s3,servingRuntime.create=false,servingRuntime.name=own,server.engine=clincot",
+            "server.engine is clincot, but servingRuntime.name is a runtime for vLLM",
+        ),
+        (
+            "store.existingSecret=s3,judges[0].name=a,judges[0].path=x,"
+            "pipeline.params.judge.judges[0].name=b,pipeline.params.judge.judges[0].path=y",
+            "judges and pipeline.params.judge.judges are both set",
+        ),
     ],
 )
 def test_contradictory_values_are_refused(values: str, message: str) -> None:

@@ -20,9 +20,10 @@ from clincot.deployment.crd import validate_manifest
 from clincot.deployment.inference_service import build_canary, build_inference_service
 from clincot.deployment.service_settings import ServiceSettings, load_service_settings
 from clincot.deployment.targets.blue_green import BlueGreenTarget
-from clincot.pipelines.cluster_settings import PROFILE_NAMES, ClusterSettings, load_cluster_settings
+from clincot.pipelines.cluster_settings import PROFILE_NAMES, TASK_NAMES, ClusterSettings, load_cluster_settings
 from clincot.training.launch_settings import LaunchSettings, TrainJobSettings
-from tests.chart.rendering import CHART, PROFILES, Json, joined, of_kind, rendered, settings_of
+from tests.chart.rendering import CHART, PROFILES, SHIPPED, Json, joined, of_kind, rendered, settings_of, template
+from tests.chart.strict_objects import list_refusals
 from tests.support.crds import KINDS, load_validator
 from tests.support.kube_api_server import ApiServer, api_server
 
@@ -41,7 +42,7 @@ FLAGS: tuple[tuple[str, ...], ...] = (
     ("--set", "pipeline.cache.create=false"),
     ("--set", "pipeline.cache.accessMode=ReadWriteMany,pipeline.trainJobs=true,pipeline.launch.job.nodes=4"),
     ("--set", "pipeline.cache.existingClaim=mine,pipeline.cache.storageClass=fast"),
-    ("--set", "servingRuntime.create=false,servingRuntime.name=kserve-vllmserver,server.engine=vllm"),
+    ("--set", "servingRuntime.create=false,servingRuntime.name=kserve-vllmserver,server.engine=vllm,server.gpus=1"),
     ("--set-json", f'judges=[{JUDGE},{{"name":"far","url":"https://j.example/v1","apiKeySecret":"far-key"}}]'),
     ("--set-json", f"judges=[{JUDGE}]", "--set", "judgePdb.minAvailable=1,judgeDefaults.replicas=2"),
     ("--set", "server.first.enabled=true,server.first.checkpoint=assets/policy,pipeline.benchmark=s3://data/x"),
@@ -248,14 +249,16 @@ def test_every_pod_of_the_endpoint_is_scraped_once(tmp_path: Path) -> None:
         assert "relabelings" not in other["spec"]["endpoints"][0]
 
 
-def test_references_match_created_objects() -> None:
+def test_references_match_created_objects(tmp_path: Path) -> None:
     """cluster.yaml only names a claim, Secrets and an account that are created."""
     objects = rendered("cpu")
+    (tmp_path / "cluster.yaml").write_text(settings_of(objects, "kubeflow")["cluster.yaml"])
+    settings = load_cluster_settings(tmp_path / "cluster.yaml")
+    assert {settings.select_image(task) for task in TASK_NAMES} == {"clincot-cpu:0.1.0"}  # no task has a GPU
     cluster = yaml.safe_load(settings_of(objects, "kubeflow")["cluster.yaml"])
     assert of_kind(objects, "PersistentVolumeClaim", cluster["cache"]["claim"], "kubeflow")
     assert of_kind(objects, "Secret", cluster["secrets"][0]["name"], "kubeflow")
     assert cluster["gpu"]["count"] == 0
-    assert cluster["images"]["gpu"] == cluster["images"]["cpu"]  # without GPUs, no task needs the cuda image
     assert cluster["security"] == {"user": 10001, "group": 10001}
 
 
@@ -268,6 +271,64 @@ def test_one_namespace_for_all_has_no_duplicate_objects() -> None:
         "kserve",
         None,
     }  # None: the ClusterRole and its binding
+
+
+LONG = "clincot-of-the-department-of-nuclear-medicine-north"  # 51 characters; Helm allows 53
+
+
+def test_long_names_are_valid_and_differ(tmp_path: Path) -> None:
+    """Names are cut with a digest, so that two releases never have the same; pods get KServe's suffix -predictor."""
+    judge = '[{"name":"general-and-thoracic","modelUri":"s3://m/med"}]'
+    flags = ("--set-json", f"judges={judge}", "--set", "line=pneumothorax-on-portable-radiographs-v2")
+    names: list[set[tuple[str, str | None, str]]] = []
+    for release in (f"{LONG}-a", f"{LONG}-b"):
+        objects = rendered("trial", *flags, release=release)
+        names.append({(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in objects})
+        service = yaml.safe_load(_settings(objects)["service.yaml"])["name"]
+        served = [service, *(one["metadata"]["name"] for one in of_kind(objects, "InferenceService"))]
+        assert max(len(f"{name}-r0123456789-predictor") for name in served[:1]) <= 63
+        assert max(len(f"{name}-predictor") for name in served) <= 63
+        for one in objects:
+            assert not list_refusals(json.dumps(one, sort_keys=True)), one["metadata"]["name"]
+        names[-1].add(("InferenceService", "clincot", service))
+    assert names[0] & names[1] == set()
+
+
+def _settings(objects: tuple[Json, ...]) -> dict[str, str]:
+    found: dict[str, str] = next(one["data"] for one in of_kind(objects, "ConfigMap") if "service.yaml" in one["data"])
+    return found
+
+
+def test_monitors_select_their_own_release() -> None:
+    """Two releases in a namespace would otherwise be scraped twice, under both names."""
+    flags = ("--set", "monitoring.serviceMonitor=true")
+    monitors = [
+        one
+        for release in ("clincot", "second")
+        for one in of_kind(rendered("trial", *flags, release=release), "ServiceMonitor")
+    ]
+    selected = [tuple(sorted(one["spec"]["selector"]["matchLabels"].items())) for one in monitors]
+    assert len(selected) == len(set(selected)) == 6
+    for one in monitors:
+        own = one["metadata"]["labels"]["app.kubernetes.io/instance"]
+        assert one["spec"]["selector"]["matchLabels"]["app.kubernetes.io/instance"] == own
+
+
+@pytest.mark.parametrize("profile", SHIPPED)
+def test_no_profile_rolls_out_a_model_that_is_not_there(profile: str) -> None:
+    """A fresh installation has no champion, so a Job without a checkpoint would fail at once."""
+    jobs = [one for one in of_kind(rendered(profile), "Job") if "-rollout-" in one["metadata"]["name"]]
+    for one in jobs:
+        assert any("--base=" in word for word in one["spec"]["template"]["spec"]["containers"][0]["args"])
+    assert len(jobs) == (profile in ("trial", "cpu"))
+
+
+def test_large_numbers_are_integers() -> None:
+    """Go prints them as 1e+06 unless they are converted, and the API reads no integer from that."""
+    flags = "pipeline.hook.deadlineSeconds=1000000,server.replicas=2000001,server.pdb.minAvailable=2000000"
+    done = template("--set", f"store.existingSecret=s3,{flags}")
+    assert done.returncode == 0, done.stderr
+    assert not re.findall(r"\be\+\d\d\b|\d[eE]\+\d+", done.stdout)
 
 
 def test_images_use_the_mirror_and_digests() -> None:

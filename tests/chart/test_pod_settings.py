@@ -101,7 +101,9 @@ def test_every_pod_applies_every_setting(engine: str, tmp_path: Path) -> None:
             part = part.setdefault(key, {})
         part[last] = BLOCK
     values.write_text(yaml.safe_dump(blocks))
-    objects = rendered("trial", *EVERYTHING, "--values", str(values), "--set", f"server.engine={engine}")
+    gpus = int(engine == "vllm")
+    engines = f"server.engine={engine},server.gpus={gpus}"
+    objects = rendered("trial", *EVERYTHING, "--values", str(values), "--set", engines)
     found = every_template(objects, tmp_path)
     assert {name.split()[0] for name in found} == {"Job", "Pod", "Deployment", "StatefulSet", "InferenceService"}
     assert (

@@ -151,8 +151,8 @@ def drop_free_names(permissions: set[Permission]) -> set[Permission]:
 
     A rule without names holds for all objects.
     """
-    kept = {"inferenceservice-config", CRD_NAME}
-    return {one if one.name in kept or one.resource == "namespaces" else one._replace(name="") for one in permissions}
+    kept = ("namespaces", "configmaps", "customresourcedefinitions")
+    return {one if one.resource in kept else one._replace(name="") for one in permissions}
 
 
 def test_the_deployer_may_do_what_rollouts_request(tmp_path: Path, service: ServiceSettings) -> None:
@@ -200,9 +200,10 @@ def test_train_jobs_give_the_runner_their_permissions() -> None:
 
 
 def test_kserves_configuration_is_only_read_in_mode_auto() -> None:
-    """With both settings explicit, the deployer may not read the ConfigMap."""
+    """With both settings explicit, the deployer may read no ConfigMap but the release's own."""
     objects = rendered("trial", "--set", "server.mode=standard,server.gatewayApi=yes")
-    assert not [one for one in granted(objects, "clincot-deployer") if one.resource == "configmaps"]
+    read = [one for one in granted(objects, "clincot-deployer") if one.resource == "configmaps"]
+    assert read == [Permission("get", "", "configmaps", "clincot", "clincot")]
 
 
 def test_only_the_scheduler_may_change_recurring_runs() -> None:

@@ -28,6 +28,31 @@ def test_identities_replace_keys() -> None:
     assert "store.workloadIdentity needs no keys" in both.stderr
 
 
+def test_every_account_takes_annotations() -> None:
+    """Also those of the trial's store and of the nodes of a TrainJob."""
+    switches = "pipeline.trainJobs=true,pipeline.cache.accessMode=ReadWriteMany,monitoring.serviceMonitor=true"
+    names = ("runner", "deployer", "server", "scheduler", "store", "bucket", "trainer")
+    roles = ",".join(f"serviceAccounts.annotations.{name}.{ROLE}=arn:{name}" for name in names)
+    accounts = of_kind(rendered("trial", "--set", switches, "--set", roles), "ServiceAccount")
+    found = {one["metadata"]["name"]: one["metadata"].get("annotations", {}) for one in accounts}
+    own = {f"clincot-{name}": {"eks.amazonaws.com/role-arn": f"arn:{name}"} for name in names}
+    assert own.items() <= found.items()
+    without = {name for name, annotations in found.items() if not annotations}
+    assert without <= {"clincot-seaweedfs"}  # a server, which calls no cloud
+
+
+def test_kserve_knows_the_stores_address_before_its_first_pod() -> None:
+    """From the ClusterStorageContainer that judges and policy name; annotations of a Secret might come too late."""
+    objects = rendered("production")
+    (container,) = of_kind(objects, "ClusterStorageContainer")
+    env = {one["name"]: one["value"] for one in container["spec"]["container"]["env"]}
+    assert (env["AWS_ENDPOINT_URL"], env["AWS_DEFAULT_REGION"]) == ("https://s3.hospital.example", "eu-central-1")
+    name = container["metadata"]["name"]
+    judges = of_kind(objects, "InferenceService")
+    assert {one["spec"]["predictor"]["storageContainerName"] for one in judges} == {name}
+    assert yaml.safe_load(settings_of(objects)["service.yaml"])["storage_container"] == name
+
+
 def test_keys_of_an_existing_secret_have_any_name() -> None:
     names = "store.secretKeys.accessKey=username,store.secretKeys.secretKey=password"
     objects = rendered("production", "--set", names)
@@ -66,8 +91,8 @@ def test_the_domain_of_the_cluster_is_a_value() -> None:
 def test_servers_listen_on_ipv6() -> None:
     flags = ("--set", "listen=::", "--set", "monitoring.serviceMonitor=true")
     judge = ("--set-json", 'judges=[{"name":"med","modelUri":"s3://m/med"}]')
-    for engine in ("vllm", "clincot"):
-        text = yaml.safe_dump_all(rendered("trial", *flags, *judge, "--set", f"server.engine={engine}"))
+    for engine in ("server.engine=vllm,server.gpus=1", "server.engine=clincot"):
+        text = yaml.safe_dump_all(rendered("trial", *flags, *judge, "--set", engine))
         assert "0.0.0.0" not in text.replace("0.0.0.0/0", "")
         assert text.count("--host=::") >= 2
 

@@ -110,6 +110,39 @@ def test_parameters_are_checked_before_the_installation(path: Path, value: Any, 
     assert any(refused in error for error in errors) if refused else errors == []
 
 
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        (
+            ("pipeline", "schedule", "cron"),
+            ("99 99 99 99 99 99", "0 2 * * *", "0 0 24 * * *", "@weekly", "0 0 2 * 13 *"),
+        ),
+        (("judgeDefaults", "schedule", "start"), ("0 25 * * *", "0 0 2 * * 6", "60 1 * * *")),
+        (("global", "imageRegistry"), ("https://registry.example", "registry.example/UPPER", "user@registry.example")),
+        (("line",), ("9lives", "with_underscore", "a" * 41, "-a")),
+        (("server", "name"), ("123", "9a", "a" * 39)),
+        (("store", "existingSecret"), ("yes", "null", "123", "on")),
+        (("customCA", "configMap"), ("yes", "null", "123", "off")),
+        (("kfp", "runNamespace"), ("yes", "null", "123", "Team_A")),
+        (("server", "kserveNamespace"), ("no", "null", "123")),
+        (("podDefaults", "priorityClassName"), ("true", "null", "123")),
+        (("pipeline", "cache", "storageClass"), ("-", "yes", "null", "1e3")),
+        (("seaweedfs", "storageClass"), ("-", "no")),
+    ],
+    ids=lambda one: ".".join(one) if one and len(one[0]) > 1 and one[0].isidentifier() else "",
+)
+def test_text_that_yaml_or_kubernetes_reads_otherwise_is_refused(path: Path, values: tuple[str, ...]) -> None:
+    """123, yes and null are no texts once they are written into a manifest without quotes."""
+    accepted = [value for value in values if not list_errors(change(path, value))]
+    assert accepted == []
+
+
+@pytest.mark.parametrize("cron", ["0 0 2 * * 6", "0 */5 * ? * *", "30 0 0,12 1-5 JAN-MAR mon", "0 0 02 1 * *"])
+def test_schedules_of_kubeflow_pipelines_are_accepted(cron: str) -> None:
+    """Its six fields are those of robfig/cron v1 (backend/src/crd of kubeflow/pipelines)."""
+    assert list_errors(change(("pipeline", "schedule", "cron"), cron)) == []
+
+
 def test_every_recipe_is_valid_as_parameters() -> None:
     for recipe in (CHART / "recipes").glob("*.yaml"):
         content = {name: one for name, one in yaml.safe_load(recipe.read_text()).items() if name != "recipe"}

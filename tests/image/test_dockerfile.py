@@ -96,6 +96,12 @@ def test_an_image_only_writes_below_tmp(image: str) -> None:
 
 
 @pytest.mark.parametrize("image", IMAGES)
+def test_an_image_asks_for_no_gpu(image: str) -> None:
+    """NVIDIA_VISIBLE_DEVICES=all would give every container all GPUs of its node, whatever it requests."""
+    assert "NVIDIA_VISIBLE_DEVICES" not in " ".join(of(lineage(image), "ENV"))
+
+
+@pytest.mark.parametrize("image", IMAGES)
 def test_an_image_contains_no_build_tools(image: str) -> None:
     """pip and its caches are in other stages, and apt leaves no lists."""
     runs = of(lineage(image), "RUN")
@@ -120,10 +126,11 @@ def test_an_image_has_labels_including_its_sbom(image: str) -> None:
 
 def test_dependencies_come_before_source() -> None:
     """A dependency layer is copied before anything that depends on the source."""
-    about_dependencies = {"constraints.txt", "pyproject.toml", "requirements-cuda.txt", "locks/cuda.txt"}
+    about_dependencies = {"constraints.txt", "requirements-cuda.txt"}
     for name in ("cluster-dependencies", "serve-dependencies", "cuda-dependencies"):
         copied = {word for words in of(lineage(name), "COPY") for word in words.split()[:-1]}
-        assert {path for path in copied if not path.startswith("scripts/image/")} <= about_dependencies
+        others = {path for path in copied if not path.startswith(("scripts/image/", "locks/"))}
+        assert others <= about_dependencies
     for image in IMAGES:
         copies = of(lineage(image), "COPY")
         dependencies = [number for number, copy in enumerate(copies) if "-dependencies " in copy]
@@ -132,14 +139,40 @@ def test_dependencies_come_before_source() -> None:
         assert copies[-1] == f"--from={image}-project /project /"
 
 
-def test_every_installation_is_pinned() -> None:
-    """pip only runs with a constraints file, and nothing is added from a URL."""
-    assert "PIP_CONSTRAINT=/build/constraints.txt" in " ".join(of(STAGES["tools"][1], "ENV"))
-    installing = [(name, run) for name, (_, own) in STAGES.items() for run in of(own, "RUN") if "pip install" in run]
-    assert {name for name, _ in installing} <= {"tools"}
-    assert all("tools" in (name, *ancestors(name)) for name, _ in installing)
+def list_installations() -> list[str]:
+    """Return every `pip install` of the Dockerfile and of the scripts that it runs, one line each."""
+    commands = [run for _, own in STAGES.values() for run in of(own, "RUN")]
+    scripts = [path for path in (ROOT / "scripts" / "image").glob("*.sh") if any(path.name in run for run in commands)]
+    texts = [*commands, *(re.sub(r"\\\n\s*", "", path.read_text()) for path in scripts)]
+    return [found for text in texts for found in re.findall(r"/bin/pip\b[^\n;&|]*? install [^\n;&|]*", text)]
+
+
+def test_every_installation_is_pinned_by_hashes() -> None:
+    """Except torch's build for CPUs, whose index PyPI is not, and the project's own wheel; nothing comes from a URL."""
+    found = list_installations()
+    without = [one for one in found if "--no-deps --require-hashes" not in one]
+    assert len(found) - len(without) == 3  # tools, the locks of cpu and serve, and cuda
+    assert ["--no-index" in one for one in without if not one.rstrip().endswith(" torch")] == [True]
+    constrained = [name for name, (_, own) in STAGES.items() if "PIP_CONSTRAINT=" in " ".join(of(own, "ENV"))]
+    assert constrained == ["tools"]  # so that what pip calls to build a package is pinned, too
+    assert all("tools" in ancestors(name) for name in STAGES if name.endswith("-dependencies"))
     assert "PIP_CONSTRAINT=/build/requirements-cuda.txt" in " ".join(of(STAGES["cuda-dependencies"][1], "RUN"))
     assert not [words for _, own in STAGES.values() for words in of(own, "ADD")]
+
+
+def test_the_images_install_their_own_locks() -> None:
+    installed = {
+        name: [run.rpartition(" ")[2] for run in of(own, "RUN") if "dependencies.sh" in run]
+        for name, (_, own) in STAGES.items()
+    }
+    assert {name: locks for name, locks in installed.items() if locks} == {
+        "dependencies": ["base.txt"],
+        "cluster-dependencies": ["cpu.txt"],
+        "serve-dependencies": ["serve.txt"],
+    }
+    for image, stage in (("cpu", "cluster-dependencies"), ("serve", "serve-dependencies")):
+        assert f"--from={stage} /added /" in of(STAGES[image][1], "COPY")
+        assert STAGES[f"{image}-project"][0] == stage
 
 
 def test_torch_is_checked_right_after_its_installation() -> None:

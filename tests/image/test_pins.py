@@ -1,18 +1,22 @@
-"""The pins of the CUDA image are the project's, except for those that vLLM needs.
+"""The pins of the images: those of constraints.txt, complete, with hashes, and from PyPI alone.
 
-No test builds this image.
+No test builds the CUDA image, whose pins differ where vLLM needs others.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
+from collections.abc import Iterable
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts" / "image"))
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "scripts" / "image")]
 
 from requirements import requirements  # noqa: E402
 from torch_build import explain_wrong_build  # noqa: E402
@@ -55,6 +59,75 @@ def test_the_cuda_image_has_the_vllm_tested_on_cpus() -> None:
     assert (CUDA["torch"], CUDA["transformers"]) == (tested["torch"], tested["transformers"])
 
 
+LOCKS = {path.stem: path for path in (ROOT / "locks").glob("*.txt")}
+OF_AN_IMAGE = ("base", "cpu", "serve", "tools")
+OF_A_FILE = ("checkov", "clients", "cuda")  # of requirements-NAME.txt
+
+
+def read_lock(name: str) -> dict[str, tuple[str, int]]:
+    """Return {package: (version, number of hashes)} of a lock."""
+    found = {}
+    for block in re.split(r"\n(?=\S)", LOCKS[name].read_text()):
+        if "==" in block and not block.startswith("#"):
+            pin = block.split()[0]
+            package, _, version = pin.partition("==")
+            found[normalize_name(package)] = (version, len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", block)))
+    return found
+
+
+def list_closure(requirements: Iterable[str]) -> set[str]:
+    """Return all packages that requirements need, as installed here, without torch, which comes from elsewhere."""
+    seen: set[tuple[str, str]] = set()  # (package, one of its extras, or "" for what it always needs)
+    waiting = [(Requirement(one), "") for one in requirements]
+    while waiting:
+        one, extra = waiting.pop()
+        if one.marker is not None and not one.marker.evaluate({"extra": extra}):
+            continue
+        name = normalize_name(one.name)
+        for wanted in {"", *one.extras}:
+            if (name, wanted) not in seen:
+                seen.add((name, wanted))
+                waiting += [(Requirement(text), wanted) for text in requires(name) or ()]
+    return {name for name, _ in seen} - {"torch"}
+
+
+def test_every_lock_is_known() -> None:
+    assert set(LOCKS) == {*OF_AN_IMAGE, *OF_A_FILE}
+
+
+@pytest.mark.parametrize("name", sorted(LOCKS))
+def test_a_lock_has_a_hash_for_every_pin(name: str) -> None:
+    found = read_lock(name)
+    expected = OURS if name in OF_AN_IMAGE else pins(ROOT / f"requirements-{name}.txt")
+    assert {package for package, (_, hashes) in found.items() if not hashes} == set()
+    differing = {package for package, (version, _) in found.items() if expected.get(package) != version}
+    assert differing == set(), "run make locks"
+    assert name in OF_AN_IMAGE or found.keys() == expected.keys(), "run make locks"
+
+
+@pytest.mark.parametrize(("image", "extra"), [("cpu", "cluster"), ("serve", "serve")])
+def test_the_locks_of_an_image_are_complete(image: str, extra: str) -> None:
+    """They are installed without dependencies, so that what is missing would show up when it is imported."""
+    base, added = read_lock("base"), read_lock(image)
+    assert not base.keys() & added.keys()
+    needed = list_closure(requirements(ROOT / "pyproject.toml", [extra]))
+    assert base.keys() | added.keys() == needed | {"radlabels"}  # which is installed without its dependencies
+    assert "torch" not in base
+
+
+def test_pins_name_files_of_pypi_only() -> None:
+    """No local version (+cpu), address, folder of wheels or other index; `scripts/locks.sh check` asks PyPI itself."""
+    for path in (ROOT / "constraints.txt", *ROOT.glob("requirements-*.txt"), *LOCKS.values()):
+        for line in path.read_text().splitlines():
+            pin = line.partition("#")[0].strip().removesuffix(" \\")
+            assert not pin or re.fullmatch(r"([\w.-]+==[\w.!]+|--hash=sha256:[0-9a-f]{64})", pin), (
+                path,
+                line,
+            )
+    makefile = (ROOT / "Makefile").read_text()
+    assert not re.search(r"--(extra-)?index-url|--find-links|-f ", makefile)
+
+
 def test_requirements_are_those_of_project_and_extras(tmp_path: Path) -> None:
     pyproject = tmp_path / "pyproject.toml"
     pyproject.write_text(
@@ -84,3 +157,30 @@ def test_another_build_of_torch_ends_the_images_build(installed: str, wanted: st
     said = explain_wrong_build(installed, wanted)
     assert said.startswith(problem)
     assert bool(said) is bool(problem)
+
+
+# Packages that other packages load by themselves.
+PLUGINS = {
+    "dvc-s3": "dvc loads it for remotes s3://",
+    "pyjpegls": "pydicom decodes JPEG-LS with it",
+    "pylibjpeg": "pydicom decodes JPEG Lossless with it",
+    "pylibjpeg-openjpeg": "pydicom decodes JPEG 2000 with it",
+}
+
+
+def test_every_dependency_is_imported() -> None:
+    """What nothing imports would be installed into every image for nothing."""
+    modules: dict[str, set[str]] = {}
+    for module, names in packages_distributions().items():
+        for name in names:
+            modules.setdefault(normalize_name(name), set()).add(module)
+    imported: set[str] = set()
+    for path in (path for folder in ("src", "components", "pipelines") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {one.name.partition(".")[0] for one in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    declared = {Requirement(one).name for one in requirements(ROOT / "pyproject.toml", ["serve", "cluster"])}
+    unused = {name for name in map(normalize_name, declared) if not modules.get(name, set()) & imported}
+    assert unused == set(PLUGINS)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from tests.chart.binaries import binary
 from tests.chart.rendering import run
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from release_dry_run import STEPS, Step, describe_steps, name_step  # noqa: E402
+
 SCRIPT = ROOT / "scripts" / "release.sh"
 WORKFLOWS = ROOT / ".github" / "workflows"
 DIGESTS = {"cpu": "sha256:" + "1" * 64, "serve": "sha256:" + "2" * 64, "cuda": "sha256:" + "3" * 64}
-LOCKED = ("checkov", "clients", "cuda")
 
 
 def release(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -39,12 +43,60 @@ def list_steps(workflow: Any) -> list[Any]:
     return [step for job in workflow["jobs"].values() for step in job["steps"]]
 
 
+def test_the_dry_run_knows_every_step_of_the_workflow() -> None:
+    """In the workflow's order, each with a command or a reason."""
+    jobs = read_workflow("release.yaml")["jobs"]
+    of_the_workflow = [(job, name_step(step)) for job, content in jobs.items() for step in content["steps"]]
+    assert [(step.job, step.title) for step in STEPS] == of_the_workflow
+    assert [step.title for step in STEPS if not (step.commands or step.reason)] == []
+
+
+def test_the_dry_run_runs_what_the_workflow_runs_of_the_script() -> None:
+    """The same commands, step by step; only the arguments differ."""
+    jobs = read_workflow("release.yaml")["jobs"]
+    steps = [step for content in jobs.values() for step in content["steps"]]
+    for step, of_the_workflow in zip(STEPS, steps, strict=True):
+        there = re.findall(r"scripts/release\.sh ([\w-]+)", of_the_workflow.get("run", ""))
+        assert [words[1] for words in step.commands if words[0] == "scripts/release.sh"] == there, step.title
+    targets = release("targets").stdout.split()
+    assert jobs["image"]["strategy"]["matrix"]["target"] == targets
+    assert set(targets) == set(DIGESTS)
+
+
+def test_the_dry_run_says_what_became_of_each_step() -> None:
+    steps = [
+        Step("a", "one", (("true",),)),
+        Step("a", "two", (("true",),), "no disk"),
+        Step("b", "three", (), "no tag"),
+    ]
+    results: list[tuple[Step, bool | None]] = [(steps[0], False), (steps[1], True), (steps[2], None)]
+    assert describe_steps(results).splitlines() == [
+        "FAILED    a      one",
+        "in part   a      two: no disk",
+        "not here  b      three: no tag",
+    ]
+
+
 @pytest.mark.slow
-def test_the_wheel_is_built_and_runs(tmp_path: Path) -> None:
-    done = release("wheel", str(tmp_path))
+def test_the_wheel_is_built_from_tracked_files_and_runs(tmp_path: Path) -> None:
+    """What an earlier build has left in the tree is not packed."""
+    stale = ROOT / "build" / "lib" / "clincot" / "stale_module.py"
+    existed = stale.parents[2].exists()
+    stale.parent.mkdir(parents=True, exist_ok=True)
+    stale.touch()
+    try:
+        done = release("wheel", str(tmp_path))
+    finally:
+        stale.unlink()
+        if not existed:
+            shutil.rmtree(stale.parents[2])
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert done.stdout == f"wheel: {wheel}\n"
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "clincot/cli/app.py" in names
+    assert "clincot/stale_module.py" not in names
 
 
 @pytest.mark.parametrize("helm", ["3", "4"])
@@ -53,6 +105,7 @@ def test_the_packaged_chart_names_images_by_digest(helm: str, tmp_path: Path) ->
     given = [f"{name}={digest}" for name, digest in DIGESTS.items()]
     done = release("chart", str(tmp_path), "ghcr.io/acme", *given, HELM=str(binary("helm", helm)))
     assert done.returncode == 0, done.stderr
+    assert re.search(rf"^try-chart: v{helm}\.\S+, 4 profiles$", done.stdout, re.MULTILINE)  # linted and rendered
     (package,) = tmp_path.glob("clincot-*.tgz")
     with tarfile.open(package) as archive:
         member = archive.extractfile("clincot/values.yaml")
@@ -94,17 +147,6 @@ def test_a_tag_is_that_of_the_version_and_has_notes() -> None:
     assert "CHANGELOG.md has no section 0.1.0" in release("check", "v0.1.0").stderr  # still under Unreleased
 
 
-def test_the_workflow_runs_the_steps_of_the_script() -> None:
-    workflow = read_workflow("release.yaml")
-    commands = re.findall(r"scripts/release\.sh (\w+)", " ".join(step.get("run", "") for step in list_steps(workflow)))
-    assert commands == ["check", "wheel", "chart"]
-    dry = (ROOT / "Makefile").read_text().partition("release-dry-run: ")[2].partition("\n\n")[0]
-    assert re.findall(r"scripts/release\.sh (\w+)", dry) == commands
-    targets = release("targets").stdout.split()
-    assert workflow["jobs"]["image"]["strategy"]["matrix"]["target"] == targets
-    assert set(targets) == set(DIGESTS)
-
-
 def test_everything_that_is_released_is_signed() -> None:
     """Wheel, images and chart, by the identity of the workflow; images have SBOM and provenance."""
     jobs = read_workflow("release.yaml")["jobs"]
@@ -126,20 +168,6 @@ def test_workflows_pin_actions_and_ask_for_little(path: Path) -> None:
         if "uses" in step:
             assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", step["uses"]), step["uses"]
         assert "${{" not in step.get("run", ""), "expressions reach scripts through env only"
-
-
-def list_pins(path: Path) -> dict[str, str]:
-    lines = [line for line in path.read_text().splitlines() if "==" in line and not line.startswith(("#", " "))]
-    pins = (line.partition(";")[0].split()[0].split("==") for line in lines)
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins}
-
-
-@pytest.mark.parametrize("name", LOCKED)
-def test_locks_have_a_hash_for_every_pin(name: str) -> None:
-    lock = ROOT / "locks" / f"{name}.txt"
-    assert list_pins(lock) == list_pins(ROOT / f"requirements-{name}.txt"), "run make locks"
-    blocks = re.split(r"\n(?=\S)", lock.read_text())
-    assert all("--hash=sha256:" in block for block in blocks if not block.startswith("#"))
 
 
 def test_dependabot_watches_packages_actions_and_images() -> None:

@@ -134,16 +134,37 @@ def test_no_accelerator_waits_for_the_replies_of_endpoints(
     }
 
 
+def test_the_image_follows_from_the_accelerator(tmp_path: Path) -> None:
+    """A task of a GPU stage may run without one, and any other task may get one."""
+    (tmp_path / "cluster.yaml").write_text(
+        "images: {cpu: cpu:1, gpu: gpu:1}\n"
+        "stages: {evaluate: {count: 0}, preflight: {count: 1, accelerator: nvidia.com/gpu}}\n"
+    )
+    settings = load_cluster_settings(tmp_path / "cluster.yaml")
+    images = {task: settings.select_image(task) for task in ("evaluate_champion", "preflight", "train", "decide")}
+    assert images == {"evaluate_champion": "cpu:1", "preflight": "gpu:1", "train": "gpu:1", "decide": "cpu:1"}
+
+
 def test_resources_and_shared_memory(compiled: Any) -> None:
     containers, settings, _ = compiled
     train, decide = containers["train"]["resources"], containers["decide"]["resources"]
     assert (train["resourceCpuRequest"], train["resourceMemoryLimit"]) == ("4", "64Gi")
     assert (decide["resourceCpuRequest"], decide["resourceMemoryLimit"]) == ("2", "16Gi")
-    assert settings["train"]["emptyDirMounts"] == [
-        {"volumeName": "dshm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "64Gi"}
+    tmp, shm = settings["train"]["emptyDirMounts"]
+    assert shm == {"volumeName": "dshm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "64Gi"}
+    assert settings["generate"]["emptyDirMounts"][1]["sizeLimit"] == "8Gi"
+    assert settings["decide"]["emptyDirMounts"] == [tmp]
+
+
+def test_every_pod_can_write_where_the_images_do(compiled: Any) -> None:
+    """Below /tmp (tests/image/test_dockerfile.py), also if an admission policy makes the root read-only."""
+    _, settings, _ = compiled
+    without = [
+        name
+        for name, one in settings.items()
+        if not any(mount["mountPath"] == "/tmp" for mount in one.get("emptyDirMounts", ()))
     ]
-    assert settings["generate"]["emptyDirMounts"][0]["sizeLimit"] == "8Gi"
-    assert "emptyDirMounts" not in settings["decide"]
+    assert without == []
 
 
 def test_secrets_are_named_and_given_to_whom_they_are_for(compiled: Any) -> None:

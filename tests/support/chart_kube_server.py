@@ -26,6 +26,7 @@ KINDS = {  # group/version -> kind -> plural; a * before: of the whole cluster
         "Pod": "pods",
         "PersistentVolumeClaim": "persistentvolumeclaims",
         "ResourceQuota": "resourcequotas",
+        "LimitRange": "limitranges",
     },
     "apps/v1": {"Deployment": "deployments", "StatefulSet": "statefulsets"},
     "batch/v1": {"Job": "jobs"},

@@ -85,6 +85,12 @@ the deepest templates first, so templates/validation/checks.yaml comes before an
 {{- if not (or .Values.servingRuntime.create .Values.servingRuntime.name) -}}
 {{- $errors = printf "%s\n- servingRuntime.create is false: set servingRuntime.name to an existing (Cluster)ServingRuntime for vLLM" $errors -}}
 {{- end -}}
+{{- if and (not .Values.servingRuntime.create) (ne .Values.server.engine "vllm") -}}
+{{- $errors = printf "%s\n- server.engine is %s, but servingRuntime.name is a runtime for vLLM; set servingRuntime.create=true, or server.engine=vllm" $errors .Values.server.engine -}}
+{{- end -}}
+{{- if and .Values.judges (hasKey (default dict (get .Values.pipeline.params "judge")) "judges") -}}
+{{- $errors = printf "%s\n- judges and pipeline.params.judge.judges are both set; set only one of them" $errors -}}
+{{- end -}}
 {{- if and .Values.pipeline.enabled .Values.pipeline.schedule.enabled (not (and .Values.pipeline.data .Values.pipeline.benchmark)) -}}
 {{- $errors = printf "%s\n- pipeline.schedule.enabled: a recurring run needs pipeline.data and pipeline.benchmark; set both to addresses that `clincot pipeline put` printed" $errors -}}
 {{- end -}}

@@ -380,6 +380,7 @@ an unknown one). JSON. */}}
 name: {{ include "clincot.serverName" $ }}
 namespace: {{ $.Release.Namespace }}
 instance: {{ $.Release.Name | quote }}
+release: {name: {{ $.Release.Name | quote }}, config_map: {{ include "clincot.fullname" $ }}}
 engine: {{ .engine }}
 mode: {{ .mode }}
 gateway_api: {{ .gatewayApi | quote }}
@@ -562,7 +563,7 @@ namespace: {{ .Values.kfp.runNamespace }}
 service_account: {{ include "clincot.account" (dict "root" . "which" "runner") }}
 images:
   cpu: {{ include "clincot.image" (dict "root" . "image" .Values.image.cpu) }}
-  gpu: {{ include "clincot.image" (dict "root" . "image" (ternary .Values.image.cuda .Values.image.cpu (gt (int $gpu.count) 0))) }}
+  gpu: {{ include "clincot.image" (dict "root" . "image" .Values.image.cuda) }}
   pull_policy: {{ .Values.image.pullPolicy }}
   pull_secrets: {{ toJson .Values.global.imagePullSecrets }}
 cpu:
@@ -628,7 +629,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{/* A container that runs `clincot` with access to the store. {root, name, args, resources, smoke, git} */}}
 {{- define "clincot.step" -}}
 - name: {{ .name }}
-  image: {{ include "clincot.image" (dict "root" .root "image" .root.Values.image.cpu) }}
+  image: {{ include "clincot.stepImage" (dict "root" .root "resources" .resources) }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
   args: {{ toJson .args }}
   env:
@@ -658,6 +659,50 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
     {{- include "clincot.containerSecurity" .root | nindent 4 }}
   volumeMounts:
     {{- include "clincot.mounts" .root | nindent 4 }}
+{{- end }}
+
+{{/* The image of a step: that with CUDA if its container gets a GPU, else that for CPUs, which is several GB smaller.
+{root, resources} */}}
+{{- define "clincot.stepImage" -}}
+{{- $images := .root.Values.image -}}
+{{- include "clincot.image" (dict "root" .root "image" (ternary $images.cuda $images.cpu (not (empty (include "clincot.usesGpu" .))))) -}}
+{{- end }}
+
+{{/* Whether resources contain a GPU: one of NVIDIA, or of a type that the values name. Not empty if they do.
+{root, resources} */}}
+{{- define "clincot.usesGpu" -}}
+{{- $values := .root.Values -}}
+{{- $types := list $values.pipeline.gpu.type $values.judgeDefaults.gpuType -}}
+{{- range $values.judges -}}{{- $types = append $types .gpuType -}}{{- end -}}
+{{- range $sizes := .resources -}}
+{{- range $name, $size := $sizes -}}
+{{- if and (or (hasPrefix "nvidia.com/" $name) (has $name $types)) (gt (include "clincot.quantity" $size | float64) 0.0) -}}
+true
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* Resources of the Job that rolls out the champion. A Job that publishes a checkpoint loads the model, so unless its
+values say otherwise it gets what the model's container gets, and as many GPUs with vLLM. YAML. */}}
+{{- define "clincot.rolloutResources" -}}
+{{- $server := .Values.server -}}
+{{- $loads := not (empty $server.first.checkpoint) -}}
+{{- $small := dict "requests" (dict "cpu" "1" "memory" "2Gi") "limits" (dict "cpu" "2" "memory" "4Gi") -}}
+{{- $gpus := ternary $server.gpus 0 (and $loads (eq $server.engine "vllm")) -}}
+{{- if ne (toString $server.first.gpus) "auto" -}}{{- $gpus = $server.first.gpus -}}{{- end -}}
+{{- $resources := default (ternary $server.resources $small $loads) $server.first.resources -}}
+{{- include "clincot.withGpus" (dict "resources" $resources "type" .Values.pipeline.gpu.type "gpus" $gpus) -}}
+{{- end }}
+
+{{/* Settings of the Job's pod. With a GPU, it goes where the tasks with GPUs go, unless server.first.pod says otherwise.
+JSON. */}}
+{{- define "clincot.rolloutSettings" -}}
+{{- $below := .Values.podDefaults -}}
+{{- if include "clincot.usesGpu" (dict "root" . "resources" (include "clincot.rolloutResources" . | fromYaml)) -}}
+{{- $below = include "clincot.podSettings" (dict "below" $below "own" (pick .Values.pipeline.gpu "nodeSelector" "tolerations")) | fromJson -}}
+{{- end -}}
+{{- include "clincot.podSettings" (dict "below" $below "own" .Values.server.first.pod) -}}
 {{- end }}
 
 {{/* Names of Jobs end with a digest of their pods, because the pods of a Job cannot be changed. */}}

@@ -82,11 +82,42 @@ of addresses. */}}
 {{- end -}}
 {{- end }}
 
+{{/* A line for each container that gets a GPU and cannot use one, or needs one and gets none: the chart's vLLM is built
+for CUDA, and `clincot serve` for CPUs. */}}
+{{- define "clincot.gpuProblems" -}}
+{{- $server := .Values.server -}}
+{{- $without := dict "pipeline.hook.resources" .Values.pipeline.hook.resources "monitoring.resources" .Values.monitoring.resources "seaweedfs.resources" .Values.seaweedfs.resources "server.frontResources" $server.frontResources "server.storageInitializer.resources" $server.storageInitializer.resources -}}
+{{- if ne $server.engine "vllm" -}}{{- $without = set $without "server.resources" $server.resources -}}{{- end -}}
+{{- range $path, $resources := $without -}}
+{{- if include "clincot.usesGpu" (dict "root" $ "resources" $resources) -}}
+{{- printf "\n- %s requests a GPU, which the container could not use; expected CPU and memory%s" $path (ternary ", or server.engine=vllm" "" (eq $path "server.resources")) -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.servingRuntime.create -}}
+{{- $models := list -}}
+{{- if eq $server.engine "vllm" -}}
+{{- $models = append $models (dict "path" "server.gpus" "gpus" $server.gpus "resources" $server.resources) -}}
+{{- end -}}
+{{- $all := .Values.judgeDefaults -}}
+{{- range .Values.judges -}}
+{{- if .modelUri -}}
+{{- $models = append $models (dict "path" (printf "gpus of the judge %s" .name) "gpus" (ternary .gpus $all.gpus (hasKey . "gpus")) "resources" (default $all.resources .resources)) -}}
+{{- end -}}
+{{- end -}}
+{{- range $models -}}
+{{- if not (or (gt (int .gpus) 0) (include "clincot.usesGpu" (dict "root" $ "resources" .resources))) -}}
+{{- printf "\n- %s is 0, but the chart's vLLM runs on GPUs only; expected at least 1, or a runtime of your own for CPUs (servingRuntime.create=false)" .path -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{/* A line for each contradiction. */}}
 {{- define "clincot.limitProblems" -}}
 {{- $values := omit (deepCopy .Values) "extraObjects" -}}
 {{- include "clincot.requestsAboveLimits" (dict "in" $values "path" "") -}}
 {{- include "clincot.blocksOutside" (dict "in" .Values.networkPolicy "path" "networkPolicy") -}}
+{{- include "clincot.gpuProblems" . -}}
 {{- $pipeline := .Values.pipeline -}}
 {{- $timeouts := dict "pipeline.cpu.timeoutSeconds" $pipeline.cpu.timeoutSeconds "pipeline.gpu.timeoutSeconds" $pipeline.gpu.timeoutSeconds -}}
 {{- range $name, $stage := $pipeline.stages -}}

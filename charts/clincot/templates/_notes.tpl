@@ -85,6 +85,10 @@ Next steps:
 and set the printed address, or enter an address in the Kubeflow UI for each run.
 {{- end }}
 
-`helm uninstall` removes the recurring run, but models that rounds deployed keep serving. Delete them with
-  kubectl -n {{ .Release.Namespace }} delete inferenceservice,service -l clincot/service={{ include "clincot.serverName" . }}
+If the release served a model under another name before, that one serves until the model {{ include "clincot.serverName" . }} has been rolled out; then the
+rollout removes it.
+
+`helm uninstall` removes the recurring run, but models that rounds deployed keep serving as long as their pods run. Delete
+them with
+  kubectl -n {{ .Release.Namespace }} delete inferenceservice,service -l clincot/release={{ .Release.Name }}
 {{- end }}

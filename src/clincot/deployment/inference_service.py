@@ -26,6 +26,8 @@ REPLICAS_ANNOTATION = (
 )
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 SERVICE_LABEL = "clincot/service"  # label of all objects of a service, including its pods
+RELEASE_LABEL = "clincot/release"  # label: the Helm release that owns the service, see former_services.py
+MODEL_FORMATS = {"vllm": "vLLM", "clincot": "clincot"}  # engine -> the format that its ServingRuntime supports
 DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation: the checkpoint of the last finished rollout
 MODELS_PATH = "/mnt/models"  # where KServe's storage initializer downloads the checkpoint to
 PORT, VLLM_PORT = 8080, 8085
@@ -102,7 +104,11 @@ def build_labels(settings: ServiceSettings) -> dict[str, str]:
         "app.kubernetes.io/component": "server",
         SERVICE_LABEL: settings.name,
     }
-    return labels | ({INSTANCE_LABEL: settings.instance} if settings.instance else {})
+    if settings.instance:
+        labels[INSTANCE_LABEL] = settings.instance
+    if settings.release is not None:
+        labels[RELEASE_LABEL] = settings.release.name
+    return labels
 
 
 def count_canary_replicas(replicas: int, percent: int) -> int:
@@ -162,7 +168,7 @@ def _apply_pod_settings(settings: ServiceSettings, component: Json) -> Json:
 
 def _build_vllm_model(settings: ServiceSettings, uri: str, port: int) -> Json:
     return {
-        "modelFormat": {"name": "vLLM"},
+        "modelFormat": {"name": MODEL_FORMATS["vllm"]},
         "storageUri": uri,
         "args": [
             f"--port={port}",
@@ -185,7 +191,11 @@ def _build_embedded_model(settings: ServiceSettings, uri: str) -> Json:
     """
     container = _build_transformer(settings, name="")
     shared = ("resources", "readinessProbe", "livenessProbe", "startupProbe", "securityContext", "env", "volumeMounts")
-    out = {"modelFormat": {"name": "clincot"}, "storageUri": uri, **{key: container[key] for key in shared}}
+    out = {
+        "modelFormat": {"name": MODEL_FORMATS["clincot"]},
+        "storageUri": uri,
+        **{key: container[key] for key in shared},
+    }
     out["resources"] = {kind: dict(sizes) for kind, sizes in settings.resources.items()}
     out["args"] = container["args"][1:]  # without the subcommand, which the runtime contains
     return out

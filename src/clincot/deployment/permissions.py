@@ -18,6 +18,8 @@ def list_rollout_permissions(settings: ServiceSettings) -> list[Permission]:
     if not settings.service_url:  # smoke requests and counters go through the API server
         needed += [Permission(verb, "", "services/proxy", namespace) for verb in ("get", "create")]
     needed.append(Permission("get", "", "namespaces", namespace, namespace))  # Pod Security
+    if settings.release is not None:  # what the release calls its service now, before a former one is removed
+        needed.append(Permission("get", "", "configmaps", namespace, settings.release.config_map))
     # why a revision waits: events of its ReplicaSet, state and logs of its pods
     needed += [Permission("list", "", resource, namespace) for resource in ("pods", "events")]
     needed.append(Permission("get", "", "pods/log", namespace))

@@ -149,6 +149,13 @@ class RolloutTarget(RevisionClient, Protocol):
         """Make the new revision the only one in use."""
         ...
 
+    def remove_former_services(self) -> str:
+        """Remove what the service's owner served under other names, after the rollout.
+
+        Returns a clause for the journal; "" if there was nothing. Does not raise.
+        """
+        ...
+
     def roll_back(self) -> None:
         """Send all traffic to the old revision and stop the new one.
 
@@ -225,7 +232,7 @@ def _take_steps(
         journal.add_event("rolled back", traffic, percent=0)
         raise RolledBack(f"{journal.plan.id} was rolled back: {error}; {traffic}") from error
     target.finish_rollout()
-    journal.add_event("finished", percent=100)
+    journal.add_event("finished", target.remove_former_services(), percent=100)
 
 
 def _describe_open_rollout(target: RolloutTarget) -> str:

@@ -23,6 +23,15 @@ MEASURED_SETTINGS = ("propose", "max_new_tokens")  # of the server; they decide 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
 
+class OwningRelease(FrozenConfig):
+    """The Helm release that owns a service, and the object that says what the release calls it now."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,51}[a-z0-9])?$")]
+    config_map: Annotated[
+        Name, Field(description="ConfigMap of the release, whose service.yaml has the service's present name.")
+    ]
+
+
 class ServiceSettings(FrozenConfig):
     """Settings of a service (`clincot deploy --service service.yaml`)."""
 
@@ -34,6 +43,14 @@ class ServiceSettings(FrozenConfig):
         str,
         Field(description="Release whose network policies and monitors select the service; empty: none."),
     ] = ""
+    release: Annotated[
+        OwningRelease | None,
+        Field(
+            description="Release that owns the service, and no other one: a rollout removes the services that it made "
+            "under other names, once this one has all traffic. Without it, nothing is removed.",
+            exclude_if=lambda value: value is None,
+        ),
+    ] = None
     mode: Annotated[
         Literal["auto", "standard", "knative", "blue-green"],
         Field(description="How traffic is moved; auto chooses by what the cluster supports."),

@@ -72,7 +72,8 @@ def build_target(
     """Build the target of a rollout: local processes, or KServe on a cluster.
 
     Nothing is started or changed. Raises InvalidInput (no service settings, or the extra `cluster` is not installed),
-    TargetFailed (the cluster cannot be used) and InvalidResource (the CRD does not allow the manifests).
+    TargetFailed (the cluster cannot be used, or another release has the service's name) and InvalidResource (the CRD
+    does not allow the manifests).
     """
     if kind == "local":
         return LocalTarget(options.state, store, manifest, steps, command=options.serve_command, port=options.port)
@@ -87,4 +88,5 @@ def build_target(
     target = build_kserve_target(connect_cluster(options.context), options.service, manifest, steps, validator)
     if options.validate:
         target.validate_manifest()
+        target.check_owner()
     return target

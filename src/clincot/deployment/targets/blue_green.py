@@ -53,7 +53,7 @@ class BlueGreenTarget(KServeTarget):
         manifest["spec"]["predictor"].pop("name", None)
         return manifest
 
-    def start_revision(self) -> str:
+    def _add_revision(self) -> str:
         with kserve_errors():
             self._note_old_events()
             front = self._read_front()
@@ -144,6 +144,9 @@ class BlueGreenTarget(KServeTarget):
                 if front["spec"]["selector"] == ours:  # no revision was served before
                     self.cluster.delete(self._build_front_path())
             self.cluster.delete(self.build_path(self.service_name))
+
+    def _read_serving_object(self) -> Json | None:
+        return self._read_front()
 
     def _read_front(self) -> Json | None:
         try:

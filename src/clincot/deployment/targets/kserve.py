@@ -16,13 +16,14 @@ from jsonschema import Draft202012Validator
 from clincot.clients import kubernetes
 from clincot.clients.kubernetes import Cluster, ClusterFailed, Forbidden, ObjectNotFound
 from clincot.clients.pod_problems import count_ready_pods, find_pod_problems, list_creation_events, list_pods
-from clincot.deployment import crd
+from clincot.deployment import crd, release_ownership
 from clincot.deployment.inference_service import (
     CRD_NAME,
     DIGEST_ANNOTATION,
     GROUP,
     MODE_ANNOTATION,
     PLURAL,
+    RELEASE_LABEL,
     REPLICAS_ANNOTATION,
     TAG_ROUTING_ANNOTATION,
     VERSION,
@@ -88,8 +89,14 @@ class KServeTarget(ABC):
     def build_manifest(self) -> Json:
         """Build the manifest that is applied if the object does not exist."""
 
+    def start_revision(self) -> str:
+        with kserve_errors():
+            changed = release_ownership.update_references(self.cluster, self.settings)
+        return "; ".join(filter(None, (changed, self._add_revision())))
+
     @abstractmethod
-    def start_revision(self) -> str: ...
+    def _add_revision(self) -> str:
+        """Start the new revision beside what is served, and return a description for the journal."""
 
     @property
     def counts_smoke_requests(self) -> bool:
@@ -124,8 +131,27 @@ class KServeTarget(ABC):
     @abstractmethod
     def finish_rollout(self) -> None: ...
 
+    def remove_former_services(self) -> str:
+        return release_ownership.remove_former_services(self.cluster, self.settings)
+
     @abstractmethod
     def roll_back(self) -> None: ...
+
+    def check_owner(self) -> None:
+        """Raise TargetFailed if the service belongs to another Helm release."""
+        release = self.settings.release
+        with kserve_errors():
+            now = self._read_serving_object()
+        owner = "" if now is None else now["metadata"].get("labels", {}).get(RELEASE_LABEL, "")
+        if release is not None and owner and owner != release.name:
+            raise TargetFailed(
+                f"{self.settings.name} in {self.settings.namespace} is served by the release {owner}, not by "
+                f"{release.name}; give one of them another name (server.name)"
+            )
+
+    def _read_serving_object(self) -> Json | None:
+        """The object by whose name clients call the service; None if there is none yet."""
+        return self._read_inference_service()
 
     def validate_manifest(self) -> None:
         """Validate the manifest against the CRD.
@@ -295,7 +321,7 @@ class CanaryTarget(KServeTarget):
         canary = build_canary(self.settings, self.digest, self.uri, 0)
         self._validate_object(self.build_manifest() | {"spec": self.build_manifest()["spec"] | {"canary": [canary]}})
 
-    def start_revision(self) -> str:
+    def _add_revision(self) -> str:
         with kserve_errors():
             self._note_old_events()
             now = self._read_inference_service()
@@ -448,7 +474,7 @@ class KnativeTarget(KServeTarget):
     def build_manifest(self) -> Json:
         return build_inference_service(self.settings, self.digest, self.uri, mode="Knative")
 
-    def start_revision(self) -> str:
+    def _add_revision(self) -> str:
         def add_revision(now: Json) -> Json:
             predictor = build_predictor(self.settings, self.digest, self.uri, mode="Knative")
             now["spec"]["predictor"] = predictor | {"canaryTrafficPercent": 0}

@@ -217,6 +217,9 @@ class LocalTarget:
         for other in others:
             self._stop_server(other.digest)
 
+    def remove_former_services(self) -> str:
+        return ""
+
     def roll_back(self) -> None:
         others = self._read_other_backends()
         if others or read_route(self.state).backends:

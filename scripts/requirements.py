@@ -1,7 +1,6 @@
-"""Print the requirements of a dependency layer: `requirements.py [EXTRA …]`.
+"""Print the requirements of the project with extras: `requirements.py [EXTRA …]`, in the repository's root.
 
-They come from pyproject.toml in the working folder. pip cannot install a project's dependencies without the project
-itself, but an image needs them in a layer of their own, so that a change of the source does not rebuild it.
+scripts/locks.sh resolves them for the images.
 """
 
 from __future__ import annotations
