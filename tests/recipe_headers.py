@@ -1,9 +1,8 @@
 """The first lines of a recipe that are computed: GPUs, memory, hours and published rows.
 
-    python -m tests.recipe_headers --write      after a change of a recipe, of the estimates or of the published rows
+    python -m tests.recipe_headers --write      after a change of a recipe, of the plan or of the published rows
 
-Memory is what `clincot doctor` estimates for the published sizes of the policy (tests/support/published_models.py),
-hours what `clincot compare --dry-run` estimates for SLAKE's English questions.
+GPUs, memory and hours are those of the plan (clincot.planning) of `clincot compare` on SLAKE's English questions.
 """
 
 from __future__ import annotations
@@ -12,61 +11,63 @@ import argparse
 import shutil
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from clincot.comparison.published_rows import PublishedRow, find_published_rows, format_percent
 from clincot.config import Recipe, list_recipes
-from clincot.preflight.gpu_hours import GPU, Workload, estimate_costs, sum_hours
-from clincot.preflight.gpu_memory import (
-    GIB,
-    SHARE_USED,
-    choose_method,
-    count_pairs_in_pass,
-    estimate_serving,
-    estimate_training,
-    measure_model,
-)
-from tests.support.published_models import PUBLISHED
+from clincot.planning.cost_plan import CostPlan, PlanRequest, make_plan
+from clincot.planning.gpu_memory import GIB, choose_method, count_pairs_in_pass
+from clincot.planning.gpu_table import DEFAULT_GPU, read_gpus
+from clincot.planning.sampled_data import DataSize
+from clincot.rounds import COMPARISON_LABELS, configure_comparison
 
 ROOT = Path(__file__).parents[1]
-SLAKE = (4919, 1061)  # English questions of its training and test split
-GPU_GIB = 80e9 / GIB
-_WORDS = 160  # tokens of texts in a conversation
+SLAKE = (DataSize(4919, 450), DataSize(1061, 96))  # English questions and images of its training and test split
 _LINES = ("# GPUs: ", "# Memory: ", "# Hours: ", "# Published: ")
 _WIDTH = 117
 
 
-def count_gpus(gib: float) -> int:
-    """The smallest power of two of GPUs over which the memory can be sharded."""
-    count = 1
-    while gib / count > GPU_GIB * SHARE_USED:
-        count *= 2
-    return count
+@cache
+def plan_slake(name: str) -> CostPlan:
+    """The plan of a recipe's comparison on SLAKE."""
+    recipe = next(recipe for recipe in list_recipes() if recipe.name == name)
+    assert recipe.policy is not None
+    train = recipe.params.train
+    comparisons = [(label, configure_comparison(train, method)) for method, label in COMPARISON_LABELS.items()]
+    request = PlanRequest(
+        params=recipe.params,
+        data=SLAKE[0],
+        benchmark=SLAKE[1],
+        gpu=read_gpus()[DEFAULT_GPU],
+        title=recipe.policy.title,
+        comparisons=tuple(comparisons),
+    )
+    return make_plan(request)
 
 
 def render_header(recipe: Recipe) -> str:
     """The computed lines of a recipe whose policy is a published model."""
     assert recipe.policy is not None
-    params, policy = recipe.params, recipe.policy
-    size = measure_model(PUBLISHED[policy.title]())
-    assert size.total == policy.parameters, f"{recipe.name}: recipe.policy.parameters is not {size.total}"
-    tokens = policy.image_tokens + policy.crop_tokens + _WORDS + params.answer.max_new_tokens
-    training = estimate_training(size, params.train, tokens=tokens)
-    batch = params.answer.batch_size
-    answering = estimate_serving(size, tokens=tokens, batch=batch)
-    gpus = count_gpus(max(training.gib, answering.gib))
-    rounds = params.prepare.rounds
-    hours = sum_hours(estimate_costs(params, policy, Workload(*SLAKE, rounds, 1)))
+    params, plan = recipe.params, plan_slake(recipe.name)
+    size = plan.policy.size
+    assert size is not None
+    title = recipe.policy.title
+    assert size.total == recipe.policy.parameters, f"{recipe.name}: recipe.policy.parameters is not {size.total}"
+    gpus = max(fit.gpus for fit in plan.fits if "the recipe" in fit.what or fit.what == "generate and judge")
+    assert gpus, f"{recipe.name} does not fit on {DEFAULT_GPU}"
     sharding = "" if gpus == 1 else " (training is sharded over them: sharding: full in launch.yaml)"
+    memory = {row.stage: row.memory / GIB for row in plan.rows if row.stage != "train" or row.model == "policy"}
     pairs = count_pairs_in_pass(params.train)
     texts = (
-        f"{gpus} x {GPU}{sharding}.",
-        f"{training.gib:.0f} GiB for training ({choose_method(size, params.train)}, {pairs} pair"
-        f"{'s' * (pairs > 1)} in a pass), {answering.gib:.0f} GiB for {batch} answers at once; estimated as by "
-        "`clincot doctor`.",
-        f"{hours:.0f} GPU-hours for `clincot compare` on SLAKE ({SLAKE[0]:,} + {SLAKE[1]:,} questions, "
-        f"rounds {rounds}, one seed); estimated as by --dry-run, not measured.",
-        _describe_published(policy.title),
+        f"{gpus} x {DEFAULT_GPU}{sharding}.",
+        f"{memory['train']:.0f} GiB for training ({choose_method(size, params.train)}, {pairs} pair"
+        f"{'s' * (pairs > 1)} in a pass), {memory['answer']:.0f} GiB for {params.answer.batch_size} answers at once, "
+        f"{memory['judge']:.0f} GiB with the judges beside the policy; estimated as by `clincot plan`.",
+        f"{plan.total_hours:.0f} GPU-hours for `clincot compare` on SLAKE ({SLAKE[0].questions:,} + "
+        f"{SLAKE[1].questions:,} questions, rounds {plan.request.round_count}, one seed); estimated as by --dry-run, "
+        "not measured.",
+        _describe_published(title),
     )
     lines = []
     for name, text in zip(_LINES, texts, strict=True):

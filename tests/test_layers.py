@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("generation", "judging"),
     ("preferences", "training", "evaluation"),
     ("promotion", "registry"),
-    ("deployment", "serving", "runs", "synthetic"),
+    ("deployment", "serving", "runs", "synthetic", "planning"),
     ("preflight", "reporting"),
     ("stages",),
     ("rounds",),

@@ -9,16 +9,15 @@ import pytest
 import yaml
 
 from clincot.cli.app import main
-from clincot.config import Params, Recipe, find_recipe, list_recipes, load_params, parse_config, render_params
+from clincot.config import Recipe, list_recipes, load_params, parse_config, render_params
 from clincot.config.recipes import PolicyFacts
 from clincot.config.sections import JudgeConfig
 from clincot.models.load import unload_models
 from clincot.pipelines.cluster_settings import load_cluster_settings
 from clincot.pipelines.round import compile_round
 from clincot.pipelines.round_plan import RoundPlan
-from clincot.preflight.gpu_hours import Workload, count_looks, estimate_costs, sum_hours
 from tests.chart.rendering import rendered, settings_of
-from tests.recipe_headers import count_gpus, render_header
+from tests.recipe_headers import render_header
 from tests.support.families import FAMILIES, has_torchvision
 
 ROOT = Path(__file__).parents[1]
@@ -39,52 +38,6 @@ def get_policy(recipe: Recipe) -> PolicyFacts:
 def test_gpus_memory_hours_and_published_rows_are_computed(recipe: Recipe) -> None:
     """They follow from the recipe; `python -m tests.recipe_headers --write` writes them."""
     assert render_header(recipe) in recipe.path.read_text(encoding="utf-8")
-
-
-def test_gpus_are_counted_by_nine_tenths_of_their_memory() -> None:
-    """80e9 bytes are 74.5 GiB, of which 67.1 can be used."""
-    assert [count_gpus(gib) for gib in (20, 67, 68, 134, 135)] == [1, 1, 2, 2, 4]
-
-
-# The estimate of hours
-
-
-def test_hours_by_hand() -> None:
-    """Judging 100 answers by one judge of 1e9 weights that reads 1,000 tokens each: 2 · 1e9 · 1e5 operations.
-
-    At .4 of 312e12 a second these are 1.6 s. A judge writes one token, which costs 2e9 · 100 at .05: .013 s.
-    """
-    params = Params.model_validate(
-        {
-            "prepare": {"rounds": 1},
-            "propose": {"grounders": {"random": 1}},
-            "answer": {"max_new_tokens": 40},
-            "judge": {"judges": [{"name": "a", "path": "models/a"}], "quorum": 1},
-            "train": {"lora_r": 8},
-            "pair": {"per_question": 2},
-        }
-    )
-    policy = PolicyFacts(title="t", family="f", obtain="o", parameters=10**9, image_tokens=500, crop_tokens=300)
-    costs = {cost.stage: cost for cost in estimate_costs(params, policy, Workload(50, 10, 1, 1))}
-    judge = costs["judge"]  # 50 questions, a random region and the whole image; 500 + 300 + 160 read, 40 answered
-    assert judge.passes == 100
-    assert judge.gpu_hours * 3600 == pytest.approx(2e9 * 1e5 / (0.4 * 312e12) + 2e9 * 100 / (0.05 * 312e12))
-    train = costs["train"]  # 50 questions, 2 pairs, 3 methods, 2 sides, 6 + 2 operations a weight and token
-    assert train.passes == 300
-    assert train.gpu_hours * 3600 == pytest.approx(300 * 2 * 1000 * 1e9 * 8 / (0.35 * 312e12))
-
-
-def test_seeds_multiply_the_hours() -> None:
-    recipe = find_recipe("medgemma-4b")
-    hours = [
-        sum_hours(estimate_costs(recipe.params, get_policy(recipe), Workload(800, 100, 2, seeds))) for seeds in (1, 3)
-    ]
-    assert hours[1] == pytest.approx(3 * hours[0])
-
-
-def test_looks_are_the_windows_of_the_grounder() -> None:
-    """Sides .25 and .5 at a stride of .75: 5 x 5 and 3 x 3 = 34 windows, 1.15 findings a question."""
-    assert count_looks(Params().propose) == pytest.approx(34 * 1.15)
 
 
 # Judges

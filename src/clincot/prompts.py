@@ -252,6 +252,15 @@ def load_prompt_format(checkpoint: Path) -> PromptFormat:
         raise InvalidRecord(f"{path}: not a prompt format: {format_validation_error(error)}") from None
 
 
+def build_prompt_format(model_type: str, resize: SmartResize | None = None) -> PromptFormat:
+    """The PromptFormat of a family's checkpoint without clincot.json.
+
+    resize: how its image processor resizes, for families that write regions in pixels.
+    """
+    form = REGION_FORMS.get(model_type, "percent")
+    return PromptFormat(region_form=form, resize=resize if form == "pixels" else None)
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; {} if the file does not exist. Raises InvalidRecord."""
     if not path.is_file():

@@ -170,17 +170,21 @@ def _train_comparisons(
     """
     trained: dict[Any, Path] = {}
     for name, policy in policies.items():
-        update: dict[str, Any] = {"loss": "sft"} if name == "sft" else {"loss": "margin_dpo", "margin_lambda": 0.0}
-        if name == "dpo":
-            update["recipe"] = "ours"
         trained[name] = folder / name / "policy"
-        config = plan.params.train.model_copy(update=update)
+        config = configure_comparison(plan.params.train, name)
         arguments = (plan, config, preferences, policy, folder / name, trained[name])
         if worker is None:
             _train_and_evaluate(*arguments)
         else:
             worker.submit(_train_and_evaluate, *arguments)
     return trained
+
+
+def configure_comparison(train: TrainConfig, name: str) -> TrainConfig:
+    """How a comparison ("sft" or "dpo") is trained on the same pairs."""
+    if name == "sft":
+        return train.model_copy(update={"loss": "sft"})
+    return train.model_copy(update={"loss": "margin_dpo", "margin_lambda": 0.0, "recipe": "ours"})
 
 
 def _answer_and_judge(

@@ -26,7 +26,6 @@ from clincot.evaluation.benchmark_report import pool_metrics
 from clincot.evaluation.read_benchmark import read_benchmark
 from clincot.geometry import WHOLE_IMAGE
 from clincot.jsonl import read_records
-from clincot.preflight.gpu_hours import sum_hours
 from clincot.records import Outcome, Question, Reference
 from tests.support import tiny
 from tests.support.benchmark_builders import asked, outcome_of, study_of
@@ -90,7 +89,8 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(world: World, capsys: pytest
     assert f"{world.folder / 'set' / 'test'}: 6 questions" in plan
     assert "rounds       1, seeds 3" in plan
     assert "; ".join(POLICIES) in plan
-    assert "GPU-hours are not estimated" in plan  # this recipe states no size of its policy
+    assert "| propose " in plan  # counted by the processor of the checkpoint in the plan
+    assert "| train                 | plain DPO " in plan
     assert not (world.folder / "run" / "seed-3").exists()
 
 
@@ -103,9 +103,7 @@ def test_a_dry_run_estimates_the_hours_of_a_published_model(world: World, capsys
     plan = ComparisonPlan(
         folder, folder / "train", folder / "test", folder, recipe.params, 2, (0,), facts=recipe.policy
     )
-    costs = estimate_plan(plan)
-    assert costs is not None
-    assert f"total: {sum_hours(costs):.1f} GPU-hours (A100 80 GB)" in printed
+    assert f"total: {estimate_plan(plan).total_hours:,.1f} GPU-hours (A100 80 GB) for 2 rounds" in printed
     assert "policy       models/llava-med-1.5-7b (LLaVA-Med 1.5 7B)" in printed
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import inspect
+import io
 import json
 import re
 import tempfile
@@ -25,6 +27,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from clincot import records
+from clincot.cli.app import main as run_command
 from clincot.cli.reference import render_cli_reference
 from clincot.config import FrozenConfig, Params, load_params
 from clincot.config.params_yaml import is_inherited
@@ -478,8 +481,26 @@ def render_cli_page() -> str:
     return pattern.sub(lambda code: f"<code>{code[1].replace(chr(92) + '|', '&#124;')}</code>", render_cli_reference())
 
 
+_PLAN_MARKS = ("<!-- generated: the output of the first command above -->", "<!-- end of the generated part -->")
+
+
+def render_plan_guide() -> str:
+    """The guide to `clincot plan` with the output of its first command."""
+    text = (DOCS / "guides" / "plan.md").read_text(encoding="utf-8")
+    before, rest = text.split(_PLAN_MARKS[0])
+    after = rest.split(_PLAN_MARKS[1])[1]
+    command = next(line for line in before.splitlines() if line.startswith("clincot plan "))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert run_command(command.split()[1:]) == 0
+    tables = printed.getvalue().rstrip()
+    block = f"```text\n{tables}\n```"
+    return f"{before}{_PLAN_MARKS[0]}\n{block}\n{_PLAN_MARKS[1]}{after}"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "concepts/records.md": render_records_page,
+    "guides/plan.md": render_plan_guide,
     "kubeflow/graph.md": partial(render_graph_page, REGENERATE),
     "reference/cli.md": render_cli_page,
     "reference/params.md": render_params_reference,

@@ -25,8 +25,10 @@ from clincot.models.checkpoint import UnsupportedCheckpoint
 from clincot.models.inspection import find_torchvision_command
 from clincot.models.load import load_judge, unload_models
 from clincot.models.vlm import VisionLanguageModel, load_checkpoint
-from clincot.preflight import doctor, gpu_memory, judges, starting_policy
-from clincot.preflight.gpu_memory import GIB, ModelSize
+from clincot.planning import gpu_memory
+from clincot.planning.gpu_memory import GIB
+from clincot.planning.model_sizes import ModelSize, measure_model
+from clincot.preflight import doctor, judges, starting_policy
 from clincot.preflight.preflight_report import PreflightCheck
 from clincot.preflight.probe import run_probes
 from clincot.prompts import ImageView, Turn
@@ -584,7 +586,7 @@ def test_serving_counts_keys_and_values() -> None:
 
 def test_sizes_are_those_of_the_weights(sound: Path) -> None:
     model, _ = load_checkpoint(str(sound))
-    size = gpu_memory.measure_model(model.config)
+    size = measure_model(model.config)
     assert size.total == model.num_parameters()
     assert size.vision == sum(weight.numel() for weight in model.model.vision_tower.parameters())
     assert size.connector == sum(weight.numel() for weight in model.model.multi_modal_projector.parameters())

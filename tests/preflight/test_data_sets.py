@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def states(checks: dict[str, PreflightCheck]) -> dict[str, str]:
 def test_data_sets_of_a_good_round(data: Path, benchmark: Path) -> None:
     """The first decision's level is 0.05 · 0.4375 · 0.6 = 0.0131; 2^-6 = 0.0156 is above it, 2^-7 = 0.0078 is not."""
     found = checks_of(data=data, benchmark=benchmark)
+    assert found.pop("plan").state == "skipped"  # without a base policy nothing is known of its size
     assert states(found) == dict.fromkeys(
         [
             "cache",
@@ -71,6 +73,21 @@ def test_data_sets_of_a_good_round(data: Path, benchmark: Path) -> None:
     assert found["data set"].result == "12 questions about 6 images; one subset"
     assert found["benchmark: answer key"].result == "16 questions about 8 images"
     assert found["benchmark: size"].result == "16 questions about 8 patients; level 0.01312 needs at least 7"
+
+
+def test_the_plan_of_a_round_is_a_line_of_the_table(data: Path, benchmark: Path) -> None:
+    found = checks_of(data=data, benchmark=benchmark, base="shipped:policy", judge={"judges": [], "quorum": 1})["plan"]
+    assert found.state == "pass", found.result
+    assert re.fullmatch(
+        r"[\d.]+ GPU-hours for 1 round \(A100 80 GB\), [\d.]+ GiB of GPU memory, [\d.]+ GB of storage, USD .+",
+        found.result,
+    )
+
+
+def test_a_policy_of_unknown_size_leaves_the_plan_out(data: Path, benchmark: Path) -> None:
+    found = checks_of(data=data, benchmark=benchmark, base="models/mine")["plan"]
+    assert found.state == "skipped"
+    assert "policy: models/mine is no folder with a config.json" in found.result
 
 
 def test_without_addresses_nothing_is_opened() -> None:

@@ -345,6 +345,20 @@ def test_a_resumed_training_has_the_same_losses_and_bytes(
     assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
 
 
+def test_a_step_has_its_batch_in_parts(
+    policy_dir: Path, studies: list[Study], folder: Path, views: PromptFormat, tmp_path: Path
+) -> None:
+    """8 pairs in steps of 4, in one pass or in two: 2 steps with the same losses."""
+    rows = differing_crops(studies[:8], folder, views)
+    logs = []
+    for parts in (1, 2):
+        config = TrainConfig(batch_size=4, grad_accumulation=parts, lr=1e-3)
+        out = tmp_path / str(parts)
+        assert train_on_pairs(rows, policy_dir, out, config, progress=False)["steps"] == 2
+        logs.append([entry["dpo_loss"] for entry in _log(out)])
+    assert logs[0] == pytest.approx(logs[1], abs=1e-4)
+
+
 def test_what_another_run_left_behind_is_not_resumed(
     policy_dir: Path,
     studies: list[Study],

@@ -17,6 +17,7 @@ from clincot.training.resolved_settings import (
     ResolvedSettings,
     count_checkpoint_parameters,
     count_parameters,
+    count_step_parts,
     log_settings,
     resolve_settings,
 )
@@ -147,3 +148,12 @@ def test_settings_are_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> No
         "training 7000.00 million parameters: LoRA r 128, alpha 256 at 1e-07, projector at 2e-05, bfloat16, "
         "gradient checkpointing on"
     ]
+
+
+@pytest.mark.parametrize(
+    ("batch", "wanted", "processes", "parts"),
+    [(16, 16, 1, 16), (16, 4, 1, 4), (16, 5, 1, 4), (16, 16, 2, 8), (1, 1, 1, 1), (2, 8, 1, 2), (3, 2, 1, 1)],
+)
+def test_a_step_is_split_into_equal_parts(batch: int, wanted: int, processes: int, parts: int) -> None:
+    """As many as are wanted, but each with as many pairs, and at least one on every process."""
+    assert count_step_parts(TrainConfig(batch_size=batch, grad_accumulation=wanted), processes) == parts

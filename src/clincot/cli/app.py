@@ -26,6 +26,7 @@ from clincot.cli.export_commands import add_export_commands
 from clincot.cli.framework import Commands, Invocation, build_group, parse_command_line
 from clincot.cli.model_commands import add_model_commands
 from clincot.cli.pipeline_commands import add_pipeline_commands
+from clincot.cli.plan_command import add_plan_command
 from clincot.cli.registry_commands import add_registry_commands
 from clincot.cli.review_commands import add_review_commands
 from clincot.cli.round_commands import add_round_commands
@@ -116,6 +117,7 @@ def get_command() -> Any:
     add_stage_commands(commands)
     add_round_commands(commands)
     add_compare_command(commands)
+    add_plan_command(commands)
     add_data_commands(commands)
     add_export_commands(commands)
     add_version_commands(commands)

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clincot.cli.framework import Commands, add_command
-from clincot.cli.options import ParamsArguments, SplitFoldersOption, find_split_folders, read_params
+from clincot.cli.options import (
+    ParamsArguments,
+    SplitFoldersOption,
+    find_policy_facts,
+    find_split_folders,
+    read_params,
+)
 from clincot.cli.round_commands import ROUND_PANEL
-from clincot.config import PolicyFacts, find_recipe
 from clincot.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -107,14 +112,6 @@ def build_plan(args: CompareArguments) -> ComparisonPlan:
         params=params,
         rounds=params.prepare.rounds if args.rounds is None else args.rounds,
         seeds=tuple(args.seeds),
-        facts=_find_facts(args.recipe or params.recipe.name),
+        facts=find_policy_facts(args.recipe or params.recipe.name),
         set_name=args.set_name or recognize_data_set(test),
     )
-
-
-def _find_facts(recipe: str) -> PolicyFacts | None:
-    """What the recipe says about its policy; None without a recipe, or for one that is not found by its name."""
-    try:
-        return find_recipe(recipe).policy if recipe else None
-    except InvalidInput:
-        return None

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from clincot.config import Params, find_recipe, list_recipes, load_params
+from clincot.config import Params, PolicyFacts, find_recipe, list_recipes, load_params
 from clincot.errors import InvalidInput
 
 CONFIGURATION = "Configuration"
@@ -74,6 +74,14 @@ def find_params_file(path: Path | None, recipe: str) -> Path | None:
     if path is None and not recipe and PARAMS_FILE.is_file():
         return PARAMS_FILE
     return path
+
+
+def find_policy_facts(recipe: str) -> PolicyFacts | None:
+    """What a recipe says about its policy; None without a recipe, or for one that is not found by its name."""
+    try:
+        return find_recipe(recipe).policy if recipe else None
+    except InvalidInput:
+        return None
 
 
 def describe_sources(params: Params, path: Path | None, recipe: str, overrides: Sequence[str]) -> str:

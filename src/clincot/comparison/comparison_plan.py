@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clincot.config import Params, PolicyFacts
 from clincot.datasets import iu_xray, slake, vqa_rad
@@ -17,10 +16,12 @@ from clincot.datasets.folder import load_questions
 from clincot.datasets.ingest.ingest_report import REPORT_FILE
 from clincot.errors import InvalidInput
 from clincot.jsonl import read_json
-from clincot.preflight.gpu_hours import GPU, StageCost, Workload, estimate_costs, sum_hours
-from clincot.rounds import COMPARISON_LABELS, Plan, list_policy_folders
-from clincot.text import markdown_table
+from clincot.planning.cost_plan import CostPlan, PlanRequest, make_plan
+from clincot.planning.gpu_table import DEFAULT_GPU, read_gpus
+from clincot.planning.plan_text import render_costs
+from clincot.rounds import COMPARISON_LABELS, Plan, configure_comparison, list_policy_folders
 
+_COMPARISONS: tuple[Literal["sft", "dpo"], ...] = ("sft", "dpo")
 _SEEDED_SECTIONS = ("propose", "answer", "pair", "train")
 _CITATIONS = {
     slake.ATTRIBUTION.citation: "slake",
@@ -40,7 +41,7 @@ class ComparisonPlan:
     params: Params
     rounds: int
     seeds: tuple[int, ...]
-    facts: PolicyFacts | None = None  # of the recipe; without them nothing is published, and costs are not estimated
+    facts: PolicyFacts | None = None  # of the recipe; without them nothing is published
     set_name: str = ""  # of the benchmark, for its published rows
 
     def build_seed_plan(self, seed: int) -> Plan:
@@ -55,7 +56,7 @@ class ComparisonPlan:
             policy=self.policy,
             params=self.params.model_copy(update=sections),
             count=self.rounds,
-            comparisons=("sft", "dpo"),
+            comparisons=_COMPARISONS,
             blind_from=self.data,
         )
 
@@ -95,13 +96,23 @@ def _count_questions(folder: Path) -> int:
     return sum(1 for _ in load_questions(folder))
 
 
-def estimate_plan(plan: ComparisonPlan) -> list[StageCost] | None:
-    """The cost of the plan's stages; None without facts about the policy."""
-    if plan.facts is None:
-        return None
-    questions, benchmark = _count_questions(plan.data), _count_questions(plan.benchmark)
-    work = Workload(questions, benchmark, plan.rounds, len(plan.seeds), trained=1 + len(COMPARISON_LABELS))
-    return estimate_costs(plan.params, plan.facts, work)
+def estimate_plan(plan: ComparisonPlan) -> CostPlan:
+    """What the comparison costs. Raises InvalidInput or UnsupportedCheckpoint if the policy's size is not known."""
+    gpus = read_gpus()
+    comparisons = ((COMPARISON_LABELS[name], configure_comparison(plan.params.train, name)) for name in _COMPARISONS)
+    request = PlanRequest(
+        params=plan.params,
+        data=plan.data,
+        benchmark=plan.benchmark,
+        gpu=gpus[DEFAULT_GPU],
+        policy=str(plan.policy),
+        title=plan.facts.title if plan.facts else "",
+        rounds=plan.rounds,
+        seeds=len(plan.seeds),
+        comparisons=tuple(comparisons),
+        gpus=tuple(gpus.values()),
+    )
+    return make_plan(request)
 
 
 def describe_plan(plan: ComparisonPlan) -> str:
@@ -122,21 +133,14 @@ def describe_plan(plan: ComparisonPlan) -> str:
         f"arms         {', '.join(plan.params.evaluate.arms)}",
         f"policies     {'; '.join(plan.list_policies())}",
         "",
-        _describe_costs(estimate_plan(plan)),
+        _describe_costs(plan),
     ]
     return "\n".join(lines)
 
 
-def _describe_costs(costs: Sequence[StageCost] | None) -> str:
-    if costs is None:
-        return "GPU-hours are not estimated: the parameters come from no recipe that states the size of its policy."
-    rows = [
-        (cost.stage, f"{cost.passes:,}", f"{cost.tokens / 1e6:,.1f}", f"{cost.gpu_hours:.2f}")
-        for cost in costs
-        if cost.passes
-    ]
-    table = markdown_table(("stage", "passes", "million tokens", f"hours on one {GPU}"), rows, layout="aligned")
-    return (
-        f"{table}\n\ntotal: {sum_hours(costs):.1f} GPU-hours ({GPU}), by operations over assumed utilisation "
-        "(src/clincot/preflight/gpu_hours.py); loading, reading and waiting come on top."
-    )
+def _describe_costs(plan: ComparisonPlan) -> str:
+    try:
+        costs = estimate_plan(plan)
+    except InvalidInput as error:
+        return f"GPU-hours are not estimated: {error}"
+    return f"{render_costs(costs)}\n\n`clincot plan` prints what this assumes, and plans for other GPUs."

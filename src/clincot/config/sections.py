@@ -636,8 +636,8 @@ class PreflightConfig(FrozenConfig):
     """What is checked before a round requests a GPU.
 
     The round's own judges, store, data repository and benchmark are checked, and whether the starting policy can
-    propose regions and be trained: Params.get_stage_config fills in these sections, so they cannot be set here. A
-    pipeline fills in the addresses of its own data sets.
+    propose regions and be trained, and what the round costs is planned: Params.get_stage_config fills in these
+    sections, so they cannot be set here. A pipeline fills in the addresses of its own data sets.
     """
 
     base: OptionalText = Field(
@@ -674,12 +674,25 @@ class PreflightConfig(FrozenConfig):
     version: VersionConfig = VersionConfig()
     prepare: PrepareConfig = PrepareConfig()
     propose: ProposeConfig = ProposeConfig()
+    answer: AnswerConfig = AnswerConfig()
+    pair: PairConfig = PairConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     decide: DecideConfig = DecideConfig()
 
 
-INHERITED_BY_PREFLIGHT = ("judge", "publish", "version", "prepare", "propose", "train", "evaluate", "decide")
+INHERITED_BY_PREFLIGHT = (
+    "judge",
+    "publish",
+    "version",
+    "prepare",
+    "propose",
+    "answer",
+    "pair",
+    "train",
+    "evaluate",
+    "decide",
+)
 SERVE_INHERITORS = ("evaluate", "publish")  # sections that take `serve` from the parameters of the round
 
 
@@ -807,9 +820,7 @@ class Params(FrozenConfig):
         """
         config: FrozenConfig = getattr(self, stage)
         if isinstance(config, PreflightConfig):
-            sections = {name: getattr(self, name) for name in INHERITED_BY_PREFLIGHT if name not in SERVE_INHERITORS}
-            inherited = {name: self.get_stage_config(name) for name in INHERITED_BY_PREFLIGHT if name not in sections}
-            return config.model_copy(update=sections | inherited)
+            return config.model_copy(update={name: self.get_stage_config(name) for name in INHERITED_BY_PREFLIGHT})
         if isinstance(config, EvaluateConfig | PublishConfig) and config.serve == ServeConfig():
             config = config.model_copy(update={"serve": self.serve})
         if getattr(config, "dtype", "") == "inherit":

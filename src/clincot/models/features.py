@@ -34,6 +34,7 @@ class PictureFeatures:
         self, model: Any, encoder: ConversationEncoder, *, output: FeatureOutput = "pooler_output", kept_mb: int = 256
     ) -> None:
         self.model, self.encoder, self.output = model, encoder, output
+        self.encoded = 0  # pictures that were computed
         self._kept_bytes = kept_mb << 20
         self._features: OrderedDict[str, torch.Tensor] | None = None
 
@@ -57,6 +58,7 @@ class PictureFeatures:
         return out_FTH
 
     def _compute_features(self, pictures: Sequence[ImageView]) -> dict[str, torch.Tensor]:
+        self.encoded += len(pictures)
         encoded = [self.encoder.encode_pictures([picture]).tensors for picture in pictures]
         frames = [tensors["pixel_values"].shape[1] for tensors in encoded]
         tensors = concatenate_pictures(encoded)
@@ -72,6 +74,12 @@ class PictureFeatures:
 
 
 _FEATURE_CACHES: dict[str, OrderedDict[str, torch.Tensor]] = {}
+
+
+def clear_feature_caches() -> None:
+    """Forget all features, as a new process would; the models of this one stay loaded."""
+    for cache in _FEATURE_CACHES.values():
+        cache.clear()
 
 
 def _hash_vision_weights(model: Any, output: FeatureOutput, processing: str) -> str:

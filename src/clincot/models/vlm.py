@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -51,6 +51,16 @@ T = TypeVar("T")
 _INTEGRATION_STEPS = 8  # of the integral over the gradients
 
 
+@dataclass
+class WorkCount:
+    """What a model has computed since it was loaded."""
+
+    requests: int = 0  # conversations that were answered or rated
+    prompt_tokens: int = 0  # of these conversations, pictures included, without padding
+    new_tokens: int = 0  # that were generated, the ends of turns included
+    encodes: int = 0  # pictures that went through the vision encoder
+
+
 class VisionLanguageModel:
     """A checkpoint loaded for inference. Implements the Policy and the Judge protocol."""
 
@@ -71,6 +81,7 @@ class VisionLanguageModel:
         self.views: PromptFormat = load_prompt_format(self.path)
         self.batch_size = batch_size
         self.progress = progress
+        self.work = WorkCount()
         self.refuses_long_prompts = False  # True: raise PromptTooLong instead of computing beyond the trained positions
         self.model, processor = load_checkpoint(str(path), dtype=dtype, device=device)
         self.model.eval()
@@ -224,15 +235,18 @@ class VisionLanguageModel:
             ],
             dim=1,
         )
-        replies = zip(encoded, new_BT.tolist(), logp_BT.tolist(), strict=True)
-        return [
+        replies = [
             replace(self._decode_generation(ids, logps), prompt_tokens=len(prompt.ids))
-            for prompt, ids, logps in replies
+            for prompt, ids, logps in zip(encoded, new_BT.tolist(), logp_BT.tolist(), strict=True)
         ]
+        self.work.new_tokens += sum(len(reply.token_logprobs) for reply in replies)
+        return replies
 
     def _encode_prompts(self, conversations: Sequence[Conversation], *, new_tokens: int) -> list[EncodedConversation]:
         """Encode conversations up to the reply; raises PromptTooLong if the model should refuse long prompts."""
         encoded = [self.encoder.encode(conversation, reply=True) for conversation in conversations]
+        self.work.requests += len(encoded)
+        self.work.prompt_tokens += sum(len(one.ids) for one in encoded)
         limit = self.token_limit if self.refuses_long_prompts else None
         if limit is not None:
             longest = max(len(one.ids) for one in encoded)
@@ -261,13 +275,17 @@ class VisionLanguageModel:
             features_FTH = self.encode_pictures(pictures)
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features_FTH)}
         elif pictures:
+            self.work.encodes += len(pictures)
             tensors = self.encoder.stack_pictures([one.pictures for one in encoded])
             inputs |= {name: tensor.to(device) for name, tensor in tensors.items()}
         return inputs
 
     def encode_pictures(self, pictures: Sequence[ImageView]) -> torch.Tensor:
         """(F, T, H) features of the pictures' frames, in order; each distinct picture is encoded once."""
-        return self._features(pictures)
+        before = self._features.encoded
+        features_FTH = self._features(pictures)
+        self.work.encodes += self._features.encoded - before
+        return features_FTH
 
     def _iter_batches(self, items: Sequence[T], what: str) -> Iterator[Sequence[T]]:
         starts = range(0, len(items), self.batch_size)

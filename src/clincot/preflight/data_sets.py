@@ -19,6 +19,7 @@ from clincot.datasets.folder import StudyIndex, load_questions, split_rounds
 from clincot.errors import UserError
 from clincot.evaluation.benchmark import Benchmark
 from clincot.evaluation.read_benchmark import read_benchmark
+from clincot.preflight.plan_check import check_plan
 from clincot.preflight.preflight_report import PreflightCheck, fail_check, pass_check, skip_check
 from clincot.preflight.probe import Probe
 from clincot.promotion.cluster_tests import MIN_CLUSTERS
@@ -89,6 +90,7 @@ def check_data_sets(config: PreflightConfig) -> Iterator[PreflightCheck]:
         if not hashed:
             reason = f"more than {MAX_HASHED_IMAGES} images; `decide` compares them"
             yield skip_check("leak: near-duplicates in training", "perceptual hashes of all images", reason)
+        yield check_plan(config, data, folder)
     calibration = yield from _open_folder("calibration data", config.calibration)
     if calibration is not None:
         finding = find_calibration_leakage(benchmark, folder, calibration)

@@ -48,11 +48,10 @@ from clincot.models.text_model import LanguageModelJudge, encode_text, read_text
 from clincot.models.vlm import VisionLanguageModel
 from clincot.models.weight_shapes import WEIGHTS_REMEDY, check_weight_shapes
 from clincot.models.yes_no import find_yes_no_ids
-from clincot.preflight.gpu_memory import (
+from clincot.planning.gpu_memory import (
     GIB,
     SHARE_USED,
     MemoryEstimate,
-    ModelSize,
     TrainingMethod,
     choose_method,
     count_pairs_in_pass,
@@ -60,8 +59,8 @@ from clincot.preflight.gpu_memory import (
     estimate_training,
     format_count,
     format_gib,
-    measure_model,
 )
+from clincot.planning.model_sizes import ModelSize, measure_model
 from clincot.preflight.preflight_report import PreflightCheck, fail_check, pass_check, skip_check
 from clincot.prompts import (
     ChainStep,

@@ -56,6 +56,7 @@ from clincot.training.resolved_settings import (
     ResolvedSettings,
     count_checkpoint_parameters,
     count_parameters,
+    count_step_parts,
     describe_settings,
     log_settings,
     resolve_settings,
@@ -443,15 +444,19 @@ class _ProgressBar(TrainerCallback):  # type: ignore[misc]
 
 
 def _build_arguments(config: TrainConfig, settings: ResolvedSettings, folder: Path, *, unused: bool) -> DPOConfig:
-    """TRL's arguments. unused: whether a forward pass may skip trained parameters."""
+    """TRL's arguments. unused: whether a forward pass may skip trained parameters.
+
+    Its batch is a part of a step, over all processes together (DistributedCollator).
+    """
     gpu = torch.cuda.is_available()
+    parts = count_step_parts(config, ProcessGroup.from_torch().size)
     return DPOConfig(
         output_dir=str(folder),
         beta=config.beta,
         learning_rate=config.lr,
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.grad_accumulation,
+        per_device_train_batch_size=config.batch_size // parts,
+        gradient_accumulation_steps=parts,
         max_grad_norm=config.max_grad_norm,
         bf16=settings.dtype == "bfloat16",
         fp16=False,

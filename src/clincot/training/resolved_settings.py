@@ -96,6 +96,12 @@ def choose_lora_rank(config: TrainConfig, parameters: int) -> int:
     return config.lora_r
 
 
+def count_step_parts(config: TrainConfig, processes: int = 1) -> int:
+    """Into how many parts a step's batch is split: at most grad_accumulation, all of the same size on every process."""
+    sizes = range(min(config.grad_accumulation, config.batch_size), 0, -1)
+    return next((parts for parts in sizes if config.batch_size % (parts * processes) == 0), 1)
+
+
 def _check_quantization(config: TrainConfig) -> None:
     if config.quantization != "none":
         missing = "" if find_spec("bitsandbytes") else ", and the package bitsandbytes is not installed here"

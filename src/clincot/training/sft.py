@@ -41,6 +41,7 @@ from clincot.training.resolved_settings import (
     Device,
     ResolvedSettings,
     count_checkpoint_parameters,
+    count_step_parts,
     describe_settings,
     log_settings,
     resolve_settings,
@@ -172,8 +173,9 @@ class _SftLoop:
         """Mean negative log-probability (nats) of the rows' action tokens, without training."""
         self.model.eval()
         total, count = 0.0, 0
-        for start in range(0, len(rows), self.config.batch_size):
-            batch = rows[start : start + self.config.batch_size]
+        size = self.config.batch_size // count_step_parts(self.config)
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
             names = [row.name for row in batch]
             with torch.no_grad():
                 encoded = [self.collator.encode_conversation(row.conversation, row.name) for row in batch]
@@ -255,35 +257,36 @@ def plan_epoch_steps(encoded: Sequence[EncodedConversation], config: TrainConfig
     """The micro-batches of an epoch's steps, each row once.
 
     Rows whose first picture is the same are packed together. Packs are shuffled, sorted by length within large buckets
-    (so that a micro-batch needs little padding) and filled into micro-batches of batch_size rows, which are shuffled
-    again. A pack that does not fit is split.
+    (so that a micro-batch needs little padding) and filled into micro-batches, which are shuffled again; so many of
+    them as grad_accumulation says have batch_size rows and are a step. A pack that does not fit is split.
     """
+    parts = count_step_parts(config)
+    size = config.batch_size // parts
     rng = np.random.default_rng([config.seed, epoch])
     by_picture: dict[str, list[int]] = {}
     for i in rng.permutation(len(encoded)).tolist():
         pictures = encoded[i].pictures
         by_picture.setdefault(pictures[0].key if pictures else "", []).append(i)
-    pack_size = min(PACK_SIZE, config.batch_size)
+    pack_size = min(PACK_SIZE, size)
     packs: list[list[int]] = []
     for rows in by_picture.values():
         packs += [rows[start : start + pack_size] for start in range(0, len(rows), pack_size)]
     packs = [packs[i] for i in rng.permutation(len(packs)).tolist()]
-    bucket = max(1, BUCKET_SIZE * config.batch_size * config.grad_accumulation // pack_size)
+    bucket = max(1, BUCKET_SIZE * config.batch_size // pack_size)
     micro_batches: list[MicroBatch] = []
     for start in range(0, len(packs), bucket):
         by_length = sorted(packs[start : start + bucket], key=lambda pack: sum(len(encoded[i].ids) for i in pack))
-        micro_batches += _fill_micro_batches(by_length, config.batch_size)
+        micro_batches += _fill_micro_batches(by_length, size)
     micro_batches = [micro_batches[i] for i in rng.permutation(len(micro_batches)).tolist()]
-    size = config.grad_accumulation
-    return [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
+    return [micro_batches[start : start + parts] for start in range(0, len(micro_batches), parts)]
 
 
-def _fill_micro_batches(packs: Sequence[list[int]], batch_size: int) -> list[MicroBatch]:
-    """Micro-batches of `batch_size` rows in the order of the packs; the last one may be smaller."""
+def _fill_micro_batches(packs: Sequence[list[int]], size: int) -> list[MicroBatch]:
+    """Micro-batches of `size` rows in the order of the packs; the last one may be smaller."""
     micro_batches: list[MicroBatch] = []
     current: MicroBatch = []
     for pack in packs:
-        room = batch_size - sum(map(len, current))
+        room = size - sum(map(len, current))
         current.append(pack[:room])
         if len(pack) >= room:
             micro_batches.append(current)

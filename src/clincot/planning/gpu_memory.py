@@ -1,47 +1,20 @@
-"""Estimates the GPU memory that serving and training a checkpoint need, from its config and without its weights.
+"""Estimates the GPU memory that serving and training a checkpoint need, from the size of its model (model_sizes.py).
 
-The model is built on torch's meta device, where parameters have shapes and no memory, so a 7B model takes
-milliseconds. These are estimates for one GPU without sharding; what they leave out is said where they are computed.
+What the estimates leave out is said where they are computed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import nn
-from transformers import AutoModelForImageTextToText
 
 from clincot.config import TrainConfig
-from clincot.models.checkpoint import UnsupportedCheckpoint
-from clincot.models.inspection import TESTED_FAMILIES, first_line
-from clincot.training.resolved_settings import choose_lora_rank
+from clincot.planning.model_sizes import ModelSize
+from clincot.training.resolved_settings import choose_lora_rank, count_step_parts
 
 GIB = 1 << 30
 SHARE_USED = 0.9  # of a GPU's memory; the rest is for the CUDA context and for fragments between allocations
-_VISION_TOWERS = ("vision_model", "vision_tower", "visual")
 _NF4_BYTES = (4 + 0.127) / 8  # a weight with double quantisation (QLoRA, arXiv 2305.14314, section 3)
 _LAYER_BYTES = 34  # activations of a layer per token and hidden unit at 16 bits (arXiv 2205.05198, equation 1)
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Numbers of parameters, by whether they are trained, and the sizes that activations depend on."""
-
-    total: int
-    vision: int
-    connector: int
-    lora_per_rank: tuple[int, int, int]  # in + out of the linear layers of language model, connector and vision tower
-    layers: int
-    hidden: int
-    intermediate: int
-    kv_width: int  # numbers that a layer keeps of a token: keys and values of all key-value heads
-
-    @property
-    def language(self) -> int:
-        """Parameters of the language model with its embeddings and head."""
-        return self.total - self.vision - self.connector
 
 
 @dataclass(frozen=True)
@@ -73,59 +46,6 @@ class TrainingMethod:
         return f"{kind}, {numbers}"
 
 
-def measure_model(config: Any) -> ModelSize:
-    """Build the config's model on the meta device and count.
-
-    Raises UnsupportedCheckpoint for a config whose numbers make no model.
-    """
-    try:
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config)
-    except ImportError as error:
-        raise UnsupportedCheckpoint(
-            f"{config.model_type!r} needs a package that is not installed here: {first_line(error)}",
-            f"install it, or use a checkpoint of one of the tested families: {TESTED_FAMILIES}",
-        ) from error
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UnsupportedCheckpoint(
-            f"config.json describes no model that can be built: {type(error).__name__}: {error}",
-            "copy config.json from the published checkpoint",
-        ) from error
-    inner = getattr(model, "model", model)
-    modules = [getattr(inner, name, None) for name in _VISION_TOWERS]
-    towers = [module for module in modules if isinstance(module, nn.Module)]
-    vision: dict[int, nn.Parameter] = {}
-    for tower in towers:
-        vision |= {id(weight): weight for weight in tower.parameters()}
-    language = {id(weight): weight for weight in model.get_decoder().parameters()}
-    head = model.get_output_embeddings()
-    language |= {id(weight): weight for weight in head.parameters()}
-    weights = {id(weight): weight for weight in model.parameters()}
-    connector = [weight for key, weight in weights.items() if key not in vision and key not in language]
-    widths = [0, 0, 0]
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not head:
-            group = 2 if id(module.weight) in vision else 0 if id(module.weight) in language else 1
-            widths[group] += module.in_features + module.out_features
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return ModelSize(
-        total=_count(weights.values()),
-        vision=_count(vision.values()),
-        connector=_count(connector),
-        lora_per_rank=(widths[0], widths[1], widths[2]),
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
-        kv_width=2 * heads * head_dim,
-    )
-
-
-def _count(weights: Any) -> int:
-    return sum(weight.numel() for weight in weights)
-
-
 def estimate_serving(size: ModelSize, *, tokens: int, batch: int, number_bytes: int = 2) -> MemoryEstimate:
     """Memory of answering `batch` conversations of `tokens` tokens at once.
 
@@ -149,9 +69,9 @@ def choose_method(size: ModelSize, train: TrainConfig) -> TrainingMethod:
 
 
 def estimate_training(
-    size: ModelSize, train: TrainConfig, *, tokens: int, method: TrainingMethod | None = None
+    size: ModelSize, train: TrainConfig, *, tokens: int, method: TrainingMethod | None = None, gpus: int = 1
 ) -> MemoryEstimate:
-    """Memory of one step of the recipe on conversations of `tokens` tokens; method: instead of the recipe's own.
+    """Memory of one GPU in a step of the recipe on conversations of `tokens` tokens; method: instead of the recipe's.
 
     Weights: full fine-tuning keeps them in float32 and, under bfloat16 autocast, a cast copy of those that are trained;
     under a LoRA the frozen ones are 2 bytes (bfloat16), 4 or about half a byte (4-bit). Every trained weight has a
@@ -161,6 +81,9 @@ def estimate_training(
     (34 bytes per token and hidden unit at 16 bits, arXiv 2205.05198, equation 1 without the attention scores, which
     fused attention does not store). A pair is two conversations. Logits are computed in chunks (TRL's fused head), the
     reference in advance: both are left out, and so are the activations of a vision tower that is trained.
+    gpus: over how many FSDP shards weights, gradients and moments (`sharding: full` in launch.yaml). A GPU then has its
+    share of them and of the pairs, and the weights of two units at once: the one that is computed and the next one,
+    which is fetched meanwhile (PyTorch FSDP, arXiv 2304.11277, section 3.3).
     """
     method = method or choose_method(size, train)
     wide = not method.bfloat16
@@ -177,22 +100,24 @@ def estimate_training(
     else:
         base = size.total * 4 + (0 if wide else trained * 2)
     sides = 1 if train.loss == "sft" else 3 if train.image_pair_weight else 2
-    rows = sides * count_pairs_in_pass(train) * tokens * size.hidden
+    rows = sides * -(-count_pairs_in_pass(train) // gpus) * tokens * size.hidden
     activations = rows * (2 if method.bfloat16 else 4) * (size.layers + _LAYER_BYTES / 2)
+    gathered = 0 if gpus == 1 else 2 * size.largest_unit * (2 if method.bfloat16 else 4)
     return MemoryEstimate(
         (
-            ("weights", base),
-            ("adapters", adapters * 4),
-            ("gradients", trained * 4),
-            ("Adam", trained * 8),
+            ("weights", base / gpus),
+            ("adapters", adapters * 4 / gpus),
+            ("gradients", trained * 4 / gpus),
+            ("Adam", trained * 8 / gpus),
+            ("gathered weights", gathered),
             ("activations", activations),
         )
     )
 
 
 def count_pairs_in_pass(train: TrainConfig) -> int:
-    """Pairs that are in memory at once: a step's batch is split into `grad_accumulation` parts."""
-    return -(-train.batch_size // train.grad_accumulation)
+    """Pairs that are in memory at once: a part of a step's batch."""
+    return train.batch_size // count_step_parts(train)
 
 
 def format_gib(gib: float) -> str:
