@@ -22,10 +22,10 @@ from clincot.registry import champion
 from clincot.registry.manifest import Manifest
 from clincot.storage.folder_store import FolderStore
 from tests.chart.rendering import CHART, GIVEN, run
-from tests.deployment.test_rollout_kserve import FAST, answering
 from tests.support.chart_kube_server import KubeServer
 from tests.support.deployment_builders import LINE, published
 from tests.support.kube_api_server import ApiServer, Script, api_server
+from tests.support.rollout_world import FAST, answering
 
 Helm = Callable[..., subprocess.CompletedProcess[str]]
 TRIAL = (

@@ -25,9 +25,9 @@ from clincot.deployment.targets.select import TARGET_CLASSES, TrafficMode
 from clincot.registry import champion
 from clincot.registry.manifest import Manifest
 from clincot.storage.folder_store import FolderStore
-from tests.deployment.test_rollout_kserve import FAST, answering
 from tests.support.deployment_builders import published
 from tests.support.kube_api_server import ApiServer, Script, api_server
+from tests.support.rollout_world import FAST, answering
 
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/serving/inferenceservices"
 FRONTS = "/api/v1/namespaces/serving/services"
