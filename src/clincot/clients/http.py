@@ -252,8 +252,9 @@ class JsonClient:
         except httpx.TimeoutException as error:
             actual = f"no complete reply within {timeout_s:.3g} s"
             unconnected = isinstance(error, httpx.ConnectTimeout)
-            facts = {"transient": True, "away": unconnected, "fatal": unconnected, "timed_out": True}
-            raise self.build_error(request, expected, actual, **facts) from None
+            raise self.build_error(
+                request, expected, actual, transient=True, timed_out=True, away=unconnected, fatal=unconnected
+            ) from None
         except httpx.HTTPError as error:
             actual, unconnected = f"no reply: {type(error).__name__}: {error}", isinstance(error, httpx.ConnectError)
             passes = not (is_unknown_host(error) or is_wrong_certificate(error))
