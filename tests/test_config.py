@@ -139,6 +139,7 @@ def test_the_recipe_changes_these_neutral_defaults() -> None:
         "pair.per_question",
         "pair.pick",
         "pair.same_region_share",
+        "pair.max_answer_bias",
         "train.beta",
         "train.margin_lambda",
         "train.nll_weight",

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ablations as module
-from benchmarks.ablations import Ablation, list_ablations, render_ablations, run_ablation, run_recipe
+from benchmarks.ablations import Ablation, list_ablations, plan_recipe, render_ablations, run_ablation
 from benchmarks.forest_chart import ForestRow, render_forest_chart
 from clincot.config import load_params
 from clincot.demo import walkthrough
 from clincot.geometry import WHOLE_IMAGE
 from clincot.jsonl import read_records
 from clincot.records import Interval, Judgement, PreferencePair, Region
+from clincot.rounds import run_rounds
 
 
 def test_every_ablation_changes_the_recipe() -> None:
@@ -58,9 +59,9 @@ def test_a_forest_chart_places_intervals_around_zero() -> None:
 
 @pytest.mark.slow
 def test_a_tiny_run_with_one_ablation_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = walkthrough.DemoSize(images=24, benchmark_images=4, rounds=2)
+    tiny = walkthrough.DemoSize(images=40, benchmark_images=4, rounds=1)
     monkeypatch.setattr(walkthrough, "FULL_SIZE", tiny)
-    run_recipe(tmp_path, 0)
+    run_rounds(plan_recipe(tmp_path, 0))
     names = {
         "answers from the whole image alone",
         "judge-b inverted, guarded by agreement",
@@ -85,8 +86,15 @@ def test_a_tiny_run_with_one_ablation_of_each_kind(tmp_path: Path, monkeypatch: 
     made = read_records(seed / by_name["answers from the whole image alone"].folder / "pairs.jsonl", PreferencePair)
     assert {side for pair in made for side in (pair.chosen_region, pair.rejected_region)} <= whole
 
-    report = module.collect_report(tmp_path, [0], chosen)
-    text = render_ablations(report)
-    assert "no pair is left (seeds 0)" in text
-    assert report["rows"][1]["name"] == "the recipe, round 1"
-    assert report["rows"][1]["against_recipe"]["value"] == 0.0
+
+def test_the_table_names_what_was_changed_and_which_seeds_had_no_pair() -> None:
+    share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+    measured = dict.fromkeys(("served", "gain", "against_recipe", "oracle", "off_format"), share)
+    rows = [
+        {"name": "λ 2", "group": "margin", "pairs": 7, **measured},
+        {"name": "judge-b noise", "group": "panel", "pairs": 0, "without_pairs": [0, 2]},
+    ]
+    text = render_ablations({"seeds": [0, 2], "questions": 10, "patients": 4, "rows": rows})
+    assert "| margin | λ 2 | 7 | 0.500 [0.400, 0.600] |" in text
+    assert "no pair is left (seeds 0, 2)" in text
+    assert [row.name for row in module._list_chart_rows({"rows": rows})] == ["λ 2"]
