@@ -184,3 +184,21 @@ def test_every_dependency_is_imported() -> None:
     declared = {Requirement(one).name for one in requirements(ROOT / "pyproject.toml", ["serve", "cluster"])}
     unused = {name for name in map(normalize_name, declared) if not modules.get(name, set()) & imported}
     assert unused == set(PLUGINS)
+
+
+def test_every_requirement_has_bounds_around_its_pin() -> None:
+    """A new major version of a dependency is not taken unseen."""
+    declared = requirements(ROOT / "pyproject.toml", ["serve", "cluster", "dev"])
+    for one in map(Requirement, declared):
+        kinds = {part.operator for part in one.specifier}
+        assert kinds in ({">=", "<"}, {"=="}), one
+        assert one.specifier.contains(OURS[normalize_name(one.name)]), one
+
+
+def test_the_documented_driver_is_that_of_the_cuda_in_the_image() -> None:
+    """CUDA 13 needs driver 580 or later (CUDA Toolkit release notes, table 3)."""
+    major = CUDA["nvidia-cuda-runtime"].partition(".")[0]
+    driver = {"12": "525", "13": "580"}[major]
+    text = " ".join((ROOT / "docs" / "kubeflow" / "install.md").read_text().split())
+    assert f"a driver for CUDA {major}, that is {driver} or later" in text
+    assert f"a driver for CUDA {major}: {driver} or" in (ROOT / "Dockerfile").read_text()

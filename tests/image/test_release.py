@@ -96,6 +96,7 @@ def test_the_wheel_is_built_from_tracked_files_and_runs(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert "clincot/cli/app.py" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "clincot/stale_module.py" not in names
 
 
@@ -168,6 +169,11 @@ def test_workflows_pin_actions_and_ask_for_little(path: Path) -> None:
         if "uses" in step:
             assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", step["uses"]), step["uses"]
         assert "${{" not in step.get("run", ""), "expressions reach scripts through env only"
+
+
+def test_the_project_has_the_files_of_a_public_one() -> None:
+    for name in ("LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "OWNERS", "CITATION.cff"):
+        assert (ROOT / name).read_text().strip(), name
 
 
 def test_dependabot_watches_packages_actions_and_images() -> None:
