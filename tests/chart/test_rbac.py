@@ -118,7 +118,7 @@ def record_permissions(folder: Path, service: ServiceSettings, mode: TrafficMode
         rolled_back(third, create_error=RESTRICTED)
         rolled_back(third, chat=answering(third.golden, wrong=2))
         journal, target = start(published(store, folder, 4.0, over=better))
-        journal.add_event("started", target.start_revision())
+        journal.add_event("started", target.start_revision(journal.plan.id))
         abandon_rollout(journal, target, "enough")
     return {found for request in server.requests if (found := permission_of(*request)) is not None}
 

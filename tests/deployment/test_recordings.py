@@ -26,7 +26,7 @@ SELECTOR, OWNER = "app=isvc.clincot-r21b15888f2-predictor", "clincot-r21b15888f2
 
 def start(cluster: Cluster) -> BlueGreenTarget:
     target = BlueGreenTarget(cluster, SETTINGS, DIGEST, URI, (100,))
-    target.start_revision()
+    target.start_revision("rollout-1")
     return target
 
 

@@ -11,7 +11,7 @@ import pytest
 from clincot.clients.kubernetes import Conflict, resource_path
 from clincot.deployment import crd, deployment
 from clincot.deployment.deployment import DeploymentRefused, approve_rollout, resume_rollout, start_rollout
-from clincot.deployment.inference_service import CRD_NAME, DIGEST_ANNOTATION
+from clincot.deployment.inference_service import CRD_NAME
 from clincot.deployment.journal import RolloutConflict, RolloutEvent, read_journal, read_last_journal
 from clincot.deployment.pod_settings import PodSettings
 from clincot.deployment.rollout import RolledBack, RolloutInterrupted, RolloutSteps, TargetFailed, roll_out
@@ -31,7 +31,6 @@ def test_the_first_rollout_serves_the_base_model(world: World) -> None:
     journal = world.deploy(world.base)
     assert kinds(journal) == ["planned", "started", "ready", "smoke", "shifted", "watched", "champion", "finished"]
     assert world.service()["spec"]["predictor"]["model"]["storageUri"] == world.base.uri
-    assert world.service()["metadata"]["annotations"][DIGEST_ANNOTATION] == world.base.sha256
     assert world.champion == world.base.sha256
 
 
@@ -189,12 +188,44 @@ def test_a_canary_never_takes_the_stables_pods(world: World, replicas: int) -> N
     assert min(scale[stable] for scale in while_shared) == replicas
     last = world.service()
     assert last["spec"]["predictor"]["minReplicas"] == replicas
-    assert "clincot/replicas" not in last["metadata"]["annotations"]
     needed = {0: 1, 10: 1, 50: -(-replicas // 2), 100: replicas}
     for written in world.server.history:
         for entry in written["spec"].get("canary", ()):
             assert entry["predictor"]["minReplicas"] >= needed[entry["trafficPercent"]]
     assert while_shared[-1][canary] == replicas
+
+
+@pytest.mark.parametrize("mode", ["canary", "knative", "blue-green"])
+def test_a_rollout_replaces_no_pod_that_serves(world: World, mode: TrafficMode) -> None:
+    """KServe copies annotations to pods, so that a changed one would replace them unwatched, after the promotion too.
+
+    In Knative mode the second checkpoint is the second revision, and no further one follows.
+    """
+    world.deploy(world.base, mode)
+    world.deploy(world.challenger, mode)
+    world.deploy(world.challenger, mode)
+    for _ in range(2):  # the controller, which runs after a read
+        services = world.list_services()
+    assert world.server.replaced == []
+    if mode == "knative":
+        (service,) = services
+        assert service["status"]["components"]["predictor"]["latestCreatedRevision"] == "chest-00002"
+
+
+@pytest.mark.parametrize("mode", ["canary", "knative"])
+def test_only_the_rollout_that_created_a_service_removes_it(world: World, mode: TrafficMode) -> None:
+    """A first rollout that fails leaves nothing; when the same checkpoint fails later, the service stays."""
+    script = world.server.scripts[world.base.sha256]
+    script.chat, answers = None, script.chat
+    with pytest.raises(RolledBack):
+        world.deploy(world.base, mode)
+    assert world.list_services() == []
+    script.chat = answers
+    world.deploy(world.base, mode)
+    script.chat = None
+    with pytest.raises(RolledBack):
+        world.deploy(world.base, mode)
+    assert [one["metadata"]["name"] for one in world.list_services()] == [LINE]
 
 
 def test_replicas_can_be_raised_by_a_rollout(world: World) -> None:
@@ -638,7 +669,7 @@ def test_an_older_kserves_names_of_modes_are_known(world: World) -> None:
             written["status"]["deploymentMode"] = "RawDeployment"
     target = world.target(world.challenger, "knative")
     with pytest.raises(TargetFailed, match="is in KServe's mode Standard, and this rollout needs Knative"):
-        target.start_revision()
+        target.start_revision("rollout-1")
 
 
 def test_the_manifest_is_validated_by_the_clusters_crd(world: World) -> None:
@@ -674,7 +705,7 @@ def test_service_url_bypasses_the_api_servers_proxy(world: World) -> None:
     counted = 'clincot_requests_total{protocol="v1",status="200"} 7\n'
     world.server.scripts[world.base.sha256].metrics = lambda pod: counted
     target = TARGET_CLASSES["canary"](world.cluster, settings, world.base.sha256, world.base.uri, FAST.steps)
-    target.start_revision()
+    target.start_revision("rollout-1")
     assert list(target.read_request_counts().servers.values()) == [(7, 0), (7, 0)]
     assert "2 golden questions" in run_smoke_test(target, world.base, read_golden_images(world.store, world.base), FAST)
     assert not [path for _, path in world.server.requests if "/proxy/" in path]

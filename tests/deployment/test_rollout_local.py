@@ -131,7 +131,7 @@ def test_traffic_shares_and_abandoning_an_open_rollout(world: World) -> None:
     world.deploy(world.base)
     journal = start_rollout(world.store, world.challenger, FAST, target="local", service=None, by="ann")
     target = world.target(world.challenger)
-    journal.add_event("started", target.start_revision())
+    journal.add_event("started", target.start_revision(journal.plan.id))
     while not target.check_ready():
         pass
     target.shift_traffic(20)
@@ -147,7 +147,7 @@ def test_traffic_shares_and_abandoning_an_open_rollout(world: World) -> None:
 def test_the_served_name_is_that_of_the_line(world: World) -> None:
     """Clients name a model that stays the same over rollouts."""
     echo = (sys.executable, "-c", "import sys; print('argv', *sys.argv[1:])", "{port}", *SERVE_COMMAND[-2:])
-    LocalTarget(world.state, world.store, world.base, FAST.steps, command=echo).start_revision()
+    LocalTarget(world.state, world.store, world.base, FAST.steps, command=echo).start_revision("rollout-1")
     log = world.state / "logs" / f"{world.base.sha256[:12]}.log"
     until(lambda: log.read_text().strip())
     assert log.read_text().split()[-2:] == ["--model-name", LINE]

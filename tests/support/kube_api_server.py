@@ -18,6 +18,10 @@ What KServe does, read in kserve/kserve@aaac4e2 and, where it says so, seen on a
   conditionSet in pkg/apis/serving/v1beta1/inference_service_status.go);
 - a canary is merged over the stable predictor, so it inherits what its own spec does not have (buildCanaryPredictor in
   components/predictor.go);
+- the template of the pods has the annotations and labels of the InferenceService, except annotations of
+  ServiceAnnotationDisallowedList (pkg/constants/constants.go), so that a change of one replaces the pods, or makes a
+  revision in Knative mode (buildPredictorResources in components/predictor.go, createRawDefaultDeployment in
+  reconcilers/deployment/deployment_reconciler.go, createKnativeService in reconcilers/knative/ksvc_reconciler.go);
 - `modelStatus` is the stable predictor's, and BlockedByFailedLoad if a container of its first pod ended with an error
   (PropagateModelStatus in pkg/apis/serving/v1beta1/inference_service_status.go);
 - PredictorReady has reason and message of the Deployment's condition (PropagateRawStatus, same file; seen: FailedCreate
@@ -49,6 +53,23 @@ Json = dict[str, Any]
 PROXY = re.compile(r"/api/v1/namespaces/[^/]+/services/http:([^:]+):80/proxy(/.*)")
 
 
+# annotations of an InferenceService that its pods do not get, and fields of a predictor that are not its pods'
+UNCOPIED_ANNOTATIONS = {
+    "autoscaling.knative.dev/min-scale",
+    "autoscaling.knative.dev/max-scale",
+    "internal.serving.kserve.io/storage-initializer-sourceuri",
+    "kubectl.kubernetes.io/last-applied-configuration",
+    "modelFormat",
+}
+SCALING_FIELDS = {
+    "name",
+    "minReplicas",
+    "maxReplicas",
+    "scaleTarget",
+    "scaleMetric",
+    "autoScaling",
+    "canaryTrafficPercent",
+}
 RUNTIME_ARGS = ["serve"]  # of the chart's ServingRuntime clincot-serve
 PODS = re.compile(r"/api/v1/namespaces/([^/]+)/(pods|events)")
 POD_PROXY = re.compile(r"/api/v1/namespaces/[^/]+/pods/http:([^:]+):8080/proxy(/.*)")
@@ -101,7 +122,9 @@ class ApiServer:
     requests: list[tuple[str, str]] = field(default_factory=list)
     history: list[Json] = field(default_factory=list)  # every InferenceService and Service written
     scales: list[dict[str, int]] = field(default_factory=list)  # replicas of every Deployment, whenever they change
+    replaced: list[str] = field(default_factory=list)  # Deployments whose pods were replaced by others
     url: str = ""
+    _templates: dict[str, dict[str, str]] = field(default_factory=dict)  # of pods, by service and Deployment
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _version: int = 0
     _attempts: int = 0
@@ -212,7 +235,10 @@ class ApiServer:
             status["conditions"].append(canaries)
         status["deploymentMode"] = thing["metadata"]["annotations"]["serving.kserve.io/deploymentMode"]
         uri = spec["predictor"]["model"]["storageUri"]
-        if self._revisions[-1:] != [uri]:
+        changed = self._note_templates(thing)
+        if status["deploymentMode"] != "Knative":
+            self.replaced += changed
+        if self._revisions[-1:] != [uri] or (changed and status["deploymentMode"] == "Knative"):
             self._revisions.append(uri)
         name = f"{thing['metadata']['name']}-{len(self._revisions):05d}"
         part = status.setdefault("components", {}).setdefault("predictor", {})
@@ -225,6 +251,18 @@ class ApiServer:
         scale = {name: replicas for name, replicas, _ in self._list_deployments(thing)}
         if self.scales[-1:] != [scale]:
             self.scales.append(scale)
+
+    def _note_templates(self, thing: Json) -> list[str]:
+        """Return the Deployments whose pods have another template than at the last look."""
+        metadata = thing["metadata"]
+        copied = {key: text for key, text in metadata["annotations"].items() if key not in UNCOPIED_ANNOTATIONS}
+        templates = {}
+        for name, _, predictor in self._list_deployments(thing):
+            pod = {key: value for key, value in predictor.items() if key not in SCALING_FIELDS}
+            templates[name] = json.dumps([copied, metadata.get("labels", {}), pod], sort_keys=True)
+        before = self._templates.get(metadata["name"], {})
+        self._templates[metadata["name"]] = templates
+        return [name for name, template in templates.items() if before.get(name, template) != template]
 
     def _roll_out(self, part: Json, ready: str, percent: int) -> None:
         """PropagateStatus in pkg/apis/serving/v1beta1/inference_service_status.go.

@@ -67,6 +67,11 @@ class World:
     def service(self, name: str = LINE) -> dict[str, Any]:
         return self.cluster.get(resource_path("serving.kserve.io", "v1beta1", "serving", "inferenceservices", name))
 
+    def list_services(self) -> list[dict[str, Any]]:
+        """Read every InferenceService, after which the controller runs."""
+        paths = [path for path in self.server.objects if "/inferenceservices/" in path]
+        return [self.cluster.get(path) for path in paths]
+
     def shares(self) -> list[int | None]:
         """The canary's share in each written InferenceService, in order; None: no canary."""
         return [

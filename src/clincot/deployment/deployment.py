@@ -260,7 +260,7 @@ def approve_rollout(
 
 def abandon_rollout(journal: RolloutJournal, target: RolloutTarget, reason: str) -> None:
     """Abandon an open rollout: move the traffic back and stop the new revision."""
-    target.roll_back()
+    target.roll_back(journal.plan.id)
     journal.add_event("abandoned", f"{reason}; {target.describe_traffic()}", percent=0)
 
 

@@ -21,14 +21,15 @@ CRD_NAME = f"{PLURAL}.{GROUP}"
 MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
 AUTOSCALER_ANNOTATION = "serving.kserve.io/autoscalerClass"
 TAG_ROUTING_ANNOTATION = "serving.kserve.io/enable-tag-routing"
-REPLICAS_ANNOTATION = (
-    "clincot/replicas"  # annotation, while a canary exists: replicas of the stable predictor without it
-)
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 SERVICE_LABEL = "clincot/service"  # label of all objects of a service, including its pods
 RELEASE_LABEL = "clincot/release"  # label: the Helm release that owns the service, see former_services.py
 MODEL_FORMATS = {"vllm": "vLLM", "clincot": "clincot"}  # engine -> the format that its ServingRuntime supports
-DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation: the checkpoint of the last finished rollout
+# Annotation: the rollout that created the InferenceService. It is written once and never changed, because KServe copies
+# annotations to the template of the pods, so that a change of one replaces the pods (buildPredictorResources in
+# pkg/controller/v1beta1/inferenceservice/components/predictor.go of kserve/kserve@aaac4e2, and
+# createRawDefaultDeployment in reconcilers/deployment/deployment_reconciler.go; the same up to 0.20.0).
+CREATOR_ANNOTATION = "clincot/created-by"
 MODELS_PATH = "/mnt/models"  # where KServe's storage initializer downloads the checkpoint to
 PORT, VLLM_PORT = 8080, 8085
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")

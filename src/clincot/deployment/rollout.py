@@ -107,10 +107,10 @@ class RolloutTarget(RevisionClient, Protocol):
         """Whether read_request_counts counts the rollout's own questions, too."""
         ...
 
-    def start_revision(self) -> str:
+    def start_revision(self, rollout: str) -> str:
         """Start the new revision next to the old one, without traffic.
 
-        Returns a description for the journal.
+        rollout: the rollout's id. Returns a description for the journal.
         """
         ...
 
@@ -156,10 +156,10 @@ class RolloutTarget(RevisionClient, Protocol):
         """
         ...
 
-    def roll_back(self) -> None:
+    def roll_back(self, rollout: str) -> None:
         """Send all traffic to the old revision and stop the new one.
 
-        Does nothing if none was started.
+        rollout: the rollout's id; what it has created beside the revision is removed. Does nothing if none was started.
         """
         ...
 
@@ -209,7 +209,9 @@ def _take_steps(
     settings = journal.plan.settings
     try:
         steps.check_pointer()
-        journal.add_event("resumed" if started else "started", f"{target.how}; {target.start_revision()}")
+        journal.add_event(
+            "resumed" if started else "started", f"{target.how}; {target.start_revision(journal.plan.id)}"
+        )
         _wait_until_ready(journal, target, steps.wait)
         journal.add_event("ready")
         journal.add_event("smoke", run_smoke_test(target, manifest, images, settings))
@@ -227,7 +229,7 @@ def _take_steps(
         journal.add_event("champion", steps.promote())
     except (NotReady, SmokeFailed, TooManyErrors, TargetFailed, ChampionMoved) as error:
         journal.add_event("failed", f"{type(error).__name__}: {error}")
-        target.roll_back()
+        target.roll_back(journal.plan.id)
         traffic = target.describe_traffic()
         journal.add_event("rolled back", traffic, percent=0)
         raise RolledBack(f"{journal.plan.id} was rolled back: {error}; {traffic}") from error

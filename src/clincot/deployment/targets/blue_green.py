@@ -12,7 +12,6 @@ from typing import Any
 from clincot.clients import kubernetes
 from clincot.clients.kubernetes import Conflict, ObjectNotFound
 from clincot.deployment.inference_service import (
-    DIGEST_ANNOTATION,
     GROUP,
     PLURAL,
     SERVICE_LABEL,
@@ -22,8 +21,9 @@ from clincot.deployment.inference_service import (
     build_labels,
 )
 from clincot.deployment.rollout import TargetFailed
-from clincot.deployment.targets.kserve import KServeTarget, kserve_errors, read_served_digest
+from clincot.deployment.targets.kserve import KServeTarget, kserve_errors
 
+DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation of the front Service: the checkpoint of the last finished rollout
 PREVIOUS_SELECTOR_ANNOTATION = "clincot/before"  # annotation of the front Service: its previous selector
 
 
@@ -53,7 +53,7 @@ class BlueGreenTarget(KServeTarget):
         manifest["spec"]["predictor"].pop("name", None)
         return manifest
 
-    def _add_revision(self) -> str:
+    def _add_revision(self, rollout: str) -> str:
         with kserve_errors():
             self._note_old_events()
             front = self._read_front()
@@ -126,7 +126,7 @@ class BlueGreenTarget(KServeTarget):
                 if labels.get(SERVICE_LABEL) == self.settings.name and not backends & kept:
                     self.cluster.delete(self.build_path(name))
 
-    def roll_back(self) -> None:
+    def roll_back(self, rollout: str) -> None:
         ours = {"app": f"isvc.{self.backend_service}"}
 
         def select_previous(front: Json) -> Json:
@@ -137,7 +137,7 @@ class BlueGreenTarget(KServeTarget):
 
         with kserve_errors():
             front = self._read_front()
-            if front is not None and read_served_digest(front) == self.digest:
+            if front is not None and _read_served_digest(front) == self.digest:
                 return  # the revision had all traffic before this rollout
             if front is not None:
                 front = self.cluster.update_with_retry(self._build_front_path(), select_previous)
@@ -169,6 +169,12 @@ class BlueGreenTarget(KServeTarget):
             },
             "spec": {"selector": selector, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
         }
+
+
+def _read_served_digest(front: Json) -> str | None:
+    """The checkpoint of the last finished rollout; None if no rollout has finished."""
+    digest: str | None = front["metadata"].get("annotations", {}).get(DIGEST_ANNOTATION)
+    return digest
 
 
 def _read_previous_selector(front: Json) -> Json:

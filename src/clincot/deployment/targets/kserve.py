@@ -19,12 +19,11 @@ from clincot.clients.pod_problems import count_ready_pods, find_pod_problems, li
 from clincot.deployment import crd, release_ownership
 from clincot.deployment.inference_service import (
     CRD_NAME,
-    DIGEST_ANNOTATION,
+    CREATOR_ANNOTATION,
     GROUP,
     MODE_ANNOTATION,
     PLURAL,
     RELEASE_LABEL,
-    REPLICAS_ANNOTATION,
     TAG_ROUTING_ANNOTATION,
     VERSION,
     Json,
@@ -89,13 +88,13 @@ class KServeTarget(ABC):
     def build_manifest(self) -> Json:
         """Build the manifest that is applied if the object does not exist."""
 
-    def start_revision(self) -> str:
+    def start_revision(self, rollout: str) -> str:
         with kserve_errors():
             changed = release_ownership.update_references(self.cluster, self.settings)
-        return "; ".join(filter(None, (changed, self._add_revision())))
+        return "; ".join(filter(None, (changed, self._add_revision(rollout))))
 
     @abstractmethod
-    def _add_revision(self) -> str:
+    def _add_revision(self, rollout: str) -> str:
         """Start the new revision beside what is served, and return a description for the journal."""
 
     @property
@@ -135,7 +134,7 @@ class KServeTarget(ABC):
         return release_ownership.remove_former_services(self.cluster, self.settings)
 
     @abstractmethod
-    def roll_back(self) -> None: ...
+    def roll_back(self, rollout: str) -> None: ...
 
     def check_owner(self) -> None:
         """Raise TargetFailed if the service belongs to another Helm release."""
@@ -248,6 +247,11 @@ class KServeTarget(ABC):
         except ObjectNotFound:
             return None
 
+    def _create_inference_service(self, rollout: str) -> Json:
+        manifest = self.build_manifest()
+        manifest["metadata"]["annotations"][CREATOR_ANNOTATION] = rollout
+        return self.cluster.create(self.build_path(), manifest)
+
     def _read_existing_service(self, name: str) -> Json:
         """Return an InferenceService that this rollout has started. Raises NotReady if it does not exist."""
         with kserve_errors():
@@ -321,16 +325,17 @@ class CanaryTarget(KServeTarget):
         canary = build_canary(self.settings, self.digest, self.uri, 0)
         self._validate_object(self.build_manifest() | {"spec": self.build_manifest()["spec"] | {"canary": [canary]}})
 
-    def _add_revision(self) -> str:
+    def _add_revision(self, rollout: str) -> str:
         with kserve_errors():
             self._note_old_events()
             now = self._read_inference_service()
             if now is None:
-                now = self.cluster.create(self.build_path(), self.build_manifest())
+                now = self._create_inference_service(rollout)
             check_deployment_mode(now, "Standard")
             self._alone = _read_stable_name(now) == self.revision
             if self._alone:
-                return f"InferenceService {self.settings.name} with {self.revision} alone{_describe_unchanged(now)}"
+                unchanged = _describe_unchanged(now, rollout)
+                return f"InferenceService {self.settings.name} with {self.revision} alone{unchanged}"
             self._update_canary(percent=0, replicas=1)
         ours = build_predictor(self.settings, self.digest, self.uri, mode="Standard")
         inherited = list_inherited_fields(now["spec"]["predictor"], ours)
@@ -416,30 +421,26 @@ class CanaryTarget(KServeTarget):
             if not self._alone:
                 now["spec"]["predictor"] = build_predictor(self.settings, self.digest, self.uri, mode="Standard")
                 now["spec"].pop("canary", None)
-            now["metadata"].setdefault("annotations", {}).pop(REPLICAS_ANNOTATION, None)
-            now["metadata"]["annotations"][DIGEST_ANNOTATION] = self.digest
             return now
 
         with kserve_errors():
             self.cluster.update_with_retry(self.build_path(), promote)
 
-    def roll_back(self) -> None:
+    def roll_back(self, rollout: str) -> None:
         def remove_canary(now: Json) -> Json:
-            canaries = now["spec"].pop("canary", ())
-            others = [canary for canary in canaries if canary["predictor"]["name"] != self.revision]
+            canary = self._find_canary(now)
+            if canary is not None:
+                now["spec"]["predictor"]["minReplicas"] -= canary["predictor"]["minReplicas"]
+            others = [one for one in now["spec"].pop("canary", ()) if one["predictor"]["name"] != self.revision]
             if others:
                 now["spec"]["canary"] = others
-            else:
-                replicas = now["metadata"].get("annotations", {}).pop(REPLICAS_ANNOTATION, None)
-                if replicas is not None:
-                    now["spec"]["predictor"]["minReplicas"] = int(replicas)
             return now
 
         with kserve_errors():
             now = self._read_inference_service()
             if now is not None and _read_stable_name(now) != self.revision:
                 self.cluster.update_with_retry(self.build_path(), remove_canary)
-            elif now is not None and read_served_digest(now) is None:  # created by this rollout
+            elif now is not None and _is_created_by(now, rollout):
                 self.cluster.delete(self.build_path())
 
     def _find_canary(self, now: Json) -> Json | None:
@@ -453,9 +454,9 @@ class CanaryTarget(KServeTarget):
                 raise TargetFailed(
                     f"InferenceService {self.settings.name} has the canary {others[0]} of another rollout"
                 )
-            annotations, stable = now["metadata"].setdefault("annotations", {}), now["spec"]["predictor"]
-            own = int(annotations.setdefault(REPLICAS_ANNOTATION, str(stable.get("minReplicas", 1))))
-            stable["minReplicas"] = own + replicas
+            before, stable = self._find_canary(now), now["spec"]["predictor"]
+            added = 0 if before is None else before["predictor"]["minReplicas"]
+            stable["minReplicas"] = stable.get("minReplicas", 1) - added + replicas
             canary = build_canary(self.settings, self.digest, self.uri, percent, replicas=replicas)
             now["spec"]["canary"] = [canary]
             return now
@@ -474,7 +475,7 @@ class KnativeTarget(KServeTarget):
     def build_manifest(self) -> Json:
         return build_inference_service(self.settings, self.digest, self.uri, mode="Knative")
 
-    def _add_revision(self) -> str:
+    def _add_revision(self, rollout: str) -> str:
         def add_revision(now: Json) -> Json:
             predictor = build_predictor(self.settings, self.digest, self.uri, mode="Knative")
             now["spec"]["predictor"] = predictor | {"canaryTrafficPercent": 0}
@@ -483,14 +484,12 @@ class KnativeTarget(KServeTarget):
         with kserve_errors():
             now = self._read_inference_service()
             if now is None:
-                now = self.cluster.create(self.build_path(), self.build_manifest())
+                now = self._create_inference_service(rollout)
             check_deployment_mode(now, "Knative")
-            self._alone = read_served_digest(now) is None or (
-                read_served_digest(now) == self.digest and _read_storage_uri(now) == self.uri
-            )
+            self._alone = _read_storage_uri(now) == self.uri and not _shares_traffic(now)
             if not self._alone:
                 self.cluster.update_with_retry(self.build_path(), add_revision)
-        how = _describe_unchanged(now) if self._alone else ", canaryTrafficPercent 0"
+        how = _describe_unchanged(now, rollout) if self._alone else ", canaryTrafficPercent 0"
         return f"a revision of InferenceService {self.settings.name}{how}"
 
     def check_ready(self) -> bool:
@@ -552,15 +551,15 @@ class KnativeTarget(KServeTarget):
     def finish_rollout(self) -> None:
         self._set_traffic_percent(None)
 
-    def roll_back(self) -> None:
+    def roll_back(self, rollout: str) -> None:
         with kserve_errors():
             now = self._read_inference_service()
         if now is None or _read_storage_uri(now) != self.uri:
             return
-        if read_served_digest(now) is None:  # created by this rollout
+        if _is_created_by(now, rollout):
             with kserve_errors():
                 self.cluster.delete(self.build_path())
-        elif read_served_digest(now) != self.digest:
+        elif _shares_traffic(now):
             self._set_traffic_percent(0)  # pinned to the previous revision; the next rollout replaces the spec
 
     def _set_traffic_percent(self, percent: int | None) -> None:
@@ -570,9 +569,7 @@ class KnativeTarget(KServeTarget):
                     f"InferenceService {self.settings.name} was changed to another checkpoint during the rollout"
                 )
             now["spec"]["predictor"].pop("canaryTrafficPercent", None)
-            if percent is None:
-                now["metadata"].setdefault("annotations", {})[DIGEST_ANNOTATION] = self.digest
-            else:
+            if percent is not None:
                 now["spec"]["predictor"]["canaryTrafficPercent"] = percent
             return now
 
@@ -580,10 +577,14 @@ class KnativeTarget(KServeTarget):
             self.cluster.update_with_retry(self.build_path(), set_percent)
 
 
-def read_served_digest(now: Json) -> str | None:
-    """The checkpoint of the last finished rollout; None if no rollout has finished."""
-    digest: str | None = now["metadata"].get("annotations", {}).get(DIGEST_ANNOTATION)
-    return digest
+def _is_created_by(now: Json, rollout: str) -> bool:
+    """Whether a rollout has created the InferenceService, so that nothing was served before it."""
+    return bool(now["metadata"].get("annotations", {}).get(CREATOR_ANNOTATION) == rollout)
+
+
+def _shares_traffic(now: Json) -> bool:
+    """Whether a rollout in Knative mode has given the newest revision a share, and has not finished."""
+    return "canaryTrafficPercent" in now["spec"]["predictor"]
 
 
 def check_deployment_mode(now: Json, wanted: str) -> None:
@@ -621,12 +622,12 @@ def list_inherited_fields(stable: Json, predictor: Json, path: str = "") -> list
     return inherited
 
 
-def _describe_unchanged(now: Json) -> str:
+def _describe_unchanged(now: Json, rollout: str) -> str:
     """A note that a served object's settings were not changed.
 
     A rollout changes only the checkpoint. To change other settings, apply the output of --show-manifests with kubectl.
     """
-    return "" if read_served_digest(now) is None else ", served already, its settings left as they are"
+    return "" if _is_created_by(now, rollout) else ", served already, its settings left as they are"
 
 
 def _read_storage_uri(now: Json) -> str:

@@ -126,7 +126,7 @@ class LocalTarget:
                 raise RequestFailed(f"GET /openai/v1/models: expected a model, got {type(error).__name__}") from None
         return self._model
 
-    def start_revision(self) -> str:
+    def start_revision(self, rollout: str) -> str:
         self.state.mkdir(parents=True, exist_ok=True)
         running = self._find_server(self.digest)
         if running is None or running.process is None:
@@ -220,7 +220,7 @@ class LocalTarget:
     def remove_former_services(self) -> str:
         return ""
 
-    def roll_back(self) -> None:
+    def roll_back(self, rollout: str) -> None:
         others = self._read_other_backends()
         if others or read_route(self.state).backends:
             backends = tuple(other.model_copy(update={"percent": 100}) for other in others)
