@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
 import yaml
 
-from tests.chart.rendering import containers, of_kind, pods, rendered, settings_of, template
+from clincot.deployment.inference_service import build_inference_service
+from clincot.deployment.service_settings import load_service_settings
+from tests.chart.rendering import SHIPPED, containers, joined, of_kind, pods, rendered, settings_of, template
 
 IDENTITY = ("--set", "store.existingSecret=,store.workloadIdentity=true")
 ROLE = "eks\\.amazonaws\\.com/role-arn"
@@ -72,12 +76,53 @@ def test_the_proxy_is_not_asked_for_the_clusters_own_names() -> None:
     excepted = {yaml.safe_load(settings["cluster.yaml"])["env"]["NO_PROXY"]}
     excepted.add(yaml.safe_load(settings["service.yaml"])["proxies"]["NO_PROXY"])
     for name, pod in pods(objects):
-        own = [one for one in containers(pod) if one["name"] != "storage-initializer"]
-        variables = [{one["name"]: one.get("value") for one in container["env"]} for container in own]
+        variables = [{one["name"]: one.get("value") for one in container["env"]} for container in containers(pod)]
         assert all(one["HTTPS_PROXY"] == "http://proxy.hospital.example:3128" for one in variables), name
         excepted |= {str(one["NO_PROXY"]) for one in variables}
     (only,) = excepted
     assert {".svc", ".kubeflow", ".clincot", ".clincot-runs", "$(KUBERNETES_SERVICE_HOST)"} <= set(only.split(","))
+
+
+@pytest.mark.parametrize("keys", ["store.existingSecret=s3", "store.existingSecret=,store.workloadIdentity=true"])
+def test_the_private_ca_reaches_every_client(keys: str, tmp_path: Path) -> None:
+    """KServe's download of a model too: the pods have the volume that the ClusterStorageContainer mounts.
+
+    KServe merges its environment and mounts into the container (CommonStorageInitialization of kserve/kserve@aaac4e2),
+    and boto3 and Hugging Face's client read these variables. With a runtime of one's own, judges bring the volume.
+    """
+    objects = rendered("production", "--set", f"customCA.configMap=ca,server.first.enabled=true,{keys}")
+    (tmp_path / "service.yaml").write_text(settings_of(objects)["service.yaml"])
+    service = load_service_settings(tmp_path / "service.yaml")
+    policy = build_inference_service(service, "4f" * 32, "s3://clincot/platform/x", mode="Standard")
+    found = [*pods(objects), ("policy", joined(policy["spec"]["predictor"], objects))]
+    assert {name.partition(" ")[0] for name, _ in found} == {"Deployment", "InferenceService", "Job", "Pod", "policy"}
+    for name, pod in found:
+        assert {"name": "ca", "configMap": {"name": "ca"}} in pod["volumes"], name
+        for container in containers(pod):
+            env = {one["name"]: one.get("value") for one in container["env"]}
+            trusted = {env.get(key) for key in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")}
+            front = container["name"] == "transformer-container"  # it reads no store
+            assert trusted - ({None} if front else set()) == {"/etc/clincot/ca/cabundle.crt"}, (name, container["name"])
+            mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+            assert mounts["/etc/clincot/ca"] == "ca", (name, container["name"])
+    own = rendered("production", "--set", "customCA.configMap=ca,servingRuntime.create=false,servingRuntime.name=mine")
+    for judge in of_kind(own, "InferenceService"):
+        assert {"name": "ca", "configMap": {"name": "ca"}} in judge["spec"]["predictor"]["volumes"]
+
+
+def test_nothing_switches_the_check_of_certificates_off() -> None:
+    """A switch for KServe's download would not reach the program's own clients; a private CA reaches all."""
+    for value in ("store.verifyTLS=false", "customCA.verify=false"):
+        done = template("--set", f"store.existingSecret=s3,{value}")
+        assert done.returncode == 1
+        assert "Additional property" in done.stderr
+    for profile in SHIPPED:
+        objects = rendered(profile)
+        (container,) = of_kind(objects, "ClusterStorageContainer")
+        env = {one["name"]: one["value"] for one in container["spec"]["container"]["env"]}
+        assert env["S3_VERIFY_SSL"] == "1"
+        for secret in of_kind(objects, "Secret", "clincot-store"):
+            assert secret["metadata"]["annotations"]["serving.kserve.io/s3-verifyssl"] == "1"
 
 
 def test_the_domain_of_the_cluster_is_a_value() -> None:

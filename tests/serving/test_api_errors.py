@@ -306,6 +306,16 @@ def test_probes_and_metrics_need_no_key_and_the_rest_does(url: str) -> None:
         assert httpx.get(url + path).status_code == 401, path
 
 
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded"])
+def test_metrics_need_a_key_through_a_gateway(url: str, header: str) -> None:
+    """KServe's own route of an endpoint leads to /metrics too; probes through it stay open."""
+    forwarded = {header: "for=192.0.2.1"}
+    for method in ("GET", "HEAD"):
+        assert httpx.request(method, f"{url}/metrics", headers=forwarded).status_code == 401
+    assert httpx.get(f"{url}/metrics", headers=forwarded | {"Authorization": f"Bearer {KEY}"}).status_code == 200
+    assert httpx.get(f"{url}/v2/health/ready", headers=forwarded).status_code == 200
+
+
 def test_a_body_above_the_limit_is_not_read(url: str) -> None:
     """Refused by its declared length or, without one, by the bytes received."""
 

@@ -13,7 +13,7 @@ from tests.chart.draw_checks import routes_path
 from tests.chart.test_route import DIRECT, INGRESS, find_routes
 from tests.support.model_servers import Parrot, serving_here
 
-UNROUTED = {"/metrics"}  # it asks for no key
+UNROUTED = {"/metrics"}  # for Prometheus, which scrapes pods
 
 
 @pytest.mark.parametrize("flags", [INGRESS, DIRECT], ids=["ingress", "httproute"])

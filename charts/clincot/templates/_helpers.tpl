@@ -211,6 +211,11 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
 {{- define "clincot.surroundings" -}}
+{{- include "clincot.caAndProxy" . }}
+- {name: CLINCOT_WAIT_S, value: {{ int .Values.pipeline.waitSeconds | quote }}}
+{{- end }}
+
+{{- define "clincot.caAndProxy" -}}
 {{- if .Values.customCA.configMap }}
 {{- range $name := list "SSL_CERT_FILE" "REQUESTS_CA_BUNDLE" "AWS_CA_BUNDLE" "GIT_SSL_CAINFO" }}
 - {name: {{ $name }}, value: /etc/clincot/ca/cabundle.crt}
@@ -225,7 +230,6 @@ seccompProfile: {type: RuntimeDefault}
 {{- if or .Values.proxy.http .Values.proxy.https }}
 - {name: NO_PROXY, value: {{ include "clincot.noProxy" . | quote }}}
 {{- end }}
-- {name: CLINCOT_WAIT_S, value: {{ int .Values.pipeline.waitSeconds | quote }}}
 {{- end }}
 
 {{/* Account and security context of the chart's own pods. {root, account, token} */}}

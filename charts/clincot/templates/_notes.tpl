@@ -29,7 +29,7 @@ ClinCoT {{ .Chart.AppVersion }} is installed in the namespace {{ .Release.Namesp
 {{- end }}
 {{- end }}
 {{- $ownContainer := eq (include "clincot.storageContainer" .) (include "clincot.ownStorageContainer" .) }}
-{{- if and .Values.store.existingSecret (or .Values.customCA.configMap (not $ownContainer)) }}
+{{- if and .Values.store.existingSecret (not $ownContainer) }}
 
 KServe reads the address of the store from annotations of the Secret in {{ .Release.Namespace }}. Add them once:
 

@@ -34,6 +34,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CHAT_PATH = "/openai/v1/chat/completions"
 _V1_PATH = re.compile(r"/v1/models/[^/]+:predict")
+_METRICS_PATH = "/metrics"
+# Gateways add one of these headers to every request, and a client cannot take it away. KServe's own route of an
+# endpoint leads to every path, so it would let anyone read the metrics.
+_GATEWAY_HEADERS = ("x-forwarded-for", "forwarded")
 # paths of probes and Prometheus, which need no key
 _PUBLIC_PATHS = re.compile(r"/|/metrics|/health|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
 # routes of the SDK that would let a client unload the model, or that are not implemented here
@@ -93,7 +97,7 @@ class RequestMiddleware:
         reads = scope["method"] in ("GET", "HEAD")
         if reads and self.settings.page and is_page_request(path, headers):
             self._check_browser_key(headers.get("authorization"))
-        elif not (reads and _PUBLIC_PATHS.fullmatch(path)):
+        elif not (reads and _PUBLIC_PATHS.fullmatch(path)) or _reads_metrics_from_outside(path, headers):
             self.check_key(headers.get("authorization"))
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
@@ -289,6 +293,11 @@ def _find_request_id(scope: Scope) -> str:
     given = next((value for name, value in scope["headers"] if name.lower() == b"x-request-id"), b"")
     text: str = given.decode("latin-1")
     return text if _OWN_ID.fullmatch(text) else ""
+
+
+def _reads_metrics_from_outside(path: str, headers: Mapping[str, str]) -> bool:
+    """Whether a gateway has forwarded a request for metrics; Prometheus scrapes the address of the pod."""
+    return path == _METRICS_PATH and any(name in headers for name in _GATEWAY_HEADERS)
 
 
 def _check_headers(headers: Mapping[str, str], settings: ServeSettings) -> None:
