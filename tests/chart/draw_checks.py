@@ -296,6 +296,9 @@ def find_open_ports(values: Json, params: Json) -> dict[str, set[int]]:
     judges = [one.get("url", "") for one in (params.get("judge") or {}).get("judges") or ()]
     urls = [*judges, *_find_urls(params, {"http_url"}), *values["pipeline"]["env"].values()]
     far = {_find_port(one) for one in urls if one.startswith("http") and _is_far(one)}
+    far |= {_find_port(one) for one in [(params.get("models") or {}).get("url") or ""] if _is_far(one)}
+    registries = _find_urls({key: params.get(key) for key in ("publish", "deploy")}, {"model_registry"})
+    registry = {_find_port(one) for one in registries if _is_far(one)}
     repository = (params.get("version") or {}).get("repository") or ""
     git = (
         {policy["gitPort"] or _find_port(repository)}
@@ -304,8 +307,8 @@ def find_open_ports(values: Json, params: Json) -> dict[str, set[int]]:
     )
     more = {port["port"] for rule in policy["extraEgress"] for port in rule["ports"]}
     return {
-        "run": store | git | api | far | serving | endpoint | proxy | more,
-        "deployer": store | api | serving | endpoint | proxy,
+        "run": store | git | api | far | serving | endpoint | registry | proxy | more,
+        "deployer": store | api | serving | endpoint | registry | proxy,
         "hook": proxy | {_find_port(one) for one in [values["kfp"]["endpoint"]] if _is_far(one)},
         "server": store | serving | proxy,
         "judge": store | proxy | ({443} if any(_is_hub(one) for one in values["judges"]) else set()),

@@ -156,18 +156,6 @@ def test_a_failed_hook_shows_its_log_and_leaves_nothing(
     assert kept == (set() if shows_logs else {*hooks, "clincot-pipeline-x1"})
 
 
-def test_rollback_and_upgrade_run_the_hooks(helm: Helm, server: KubeServer) -> None:
-    """A rollback uploads the earlier pipeline again, and keeps or removes the recurring run as it was."""
-    helm("install", "clincot", str(CHART), "--create-namespace", *TRIAL)
-    data = "pipeline.data=s3://data/train,pipeline.benchmark=s3://data/test"
-    done = helm("upgrade", "clincot", str(CHART), *TRIAL, "--set", f"{data},pipeline.schedule.enabled=true")
-    assert done.returncode == 0, done.stderr
-    server.ran.clear()
-    done = helm("rollback", "clincot", "1")
-    assert done.returncode == 0, done.stderr
-    assert list_commands(server)[-3:] == [BUCKET, "pipeline upload", "pipeline schedule --remove"]
-
-
 SCHEDULED = "pipeline.schedule.enabled=true,pipeline.data=s3://data/train,pipeline.benchmark=s3://data/test"
 
 
@@ -178,16 +166,22 @@ class Hooks:
         self.server, self.stub, self.folder = server, stub, folder
 
     def mount_settings(self, release: str) -> Path:
-        path = "/api/v1/namespaces/clincot/configmaps/" + (release if "clincot" in release else f"{release}-clincot")
+        maps = [
+            one for one in self.server.objects.values() if one["kind"] == "ConfigMap" and "params.yaml" in one["data"]
+        ]
+        of_release = [one["data"] for one in maps if one["metadata"]["labels"]["app.kubernetes.io/instance"] == release]
         folder = self.folder / release
         folder.mkdir(exist_ok=True)
-        for name, content in self.server.objects[path]["data"].items():
+        for name, content in of_release[0].items():
             (folder / name).write_text(content)
         return folder
 
     def run(self, release: str) -> list[tuple[str, str]]:
         """Run what the hooks of a release have run since the last call; return whose recurring runs there are."""
-        folder = self.mount_settings(release)
+        return self.run_mounted(self.mount_settings(release))
+
+    def run_mounted(self, folder: Path) -> list[tuple[str, str]]:
+        """As run(), with the settings of a folder: those of a release that is gone meanwhile."""
         commands = [words for words in self.server.ran if words[:2] == ["pipeline", "schedule"]]
         self.server.ran.clear()
         for words in commands:
@@ -213,10 +207,64 @@ def hooks(server: KubeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         yield Hooks(server, stub, tmp_path)
 
 
-def list_owners(server: KubeServer) -> set[str]:
-    """Return the releases whose objects are there, except pods of tests, from the labels."""
-    kept = [one for one in server.objects.values() if one["kind"] not in ("Namespace", "Pod", "Secret")]
-    return {one["metadata"]["labels"]["app.kubernetes.io/instance"] for one in kept}
+def list_objects(server: KubeServer) -> set[str]:
+    """Return what is on the cluster, without the namespaces and Helm's records of releases."""
+    kept = [one for one in server.objects.values() if one.get("type") != "helm.sh/release.v1"]
+    return {f"{one['kind']} {one['metadata']['name']}" for one in kept if one["kind"] != "Namespace"}
+
+
+def list_rendered(helm: Helm, *releases: str) -> set[str]:
+    """Return what the values of the present revisions render, without hooks."""
+    done = [helm("get", "manifest", release) for release in releases]
+    found = [one for each in done for one in yaml.load_all(each.stdout, Loader=yaml.CSafeLoader) if one]
+    assert found, done[0].stderr
+    return {f"{one['kind']} {one['metadata']['name']}" for one in found}
+
+
+OFF = (
+    "pipeline.enabled=false,pipeline.cache.create=false,server.first.enabled=false,"
+    "server.storageInitializer.create=false"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ((*INGRESS, "--set", "line=nodules"), "nodules"),
+        (("--set", "fullnameOverride=renamed"), "clincot"),
+        (("--set", "fullnameOverride=renamed,line=nodules,server.name=lung"), "nodules"),
+    ],
+    ids=["same name", "renamed", "renamed with its line and model"],
+)
+def test_every_step_leaves_exactly_what_its_values_render(
+    helm: Helm, server: KubeServer, hooks: Hooks, flags: tuple[str, ...], line: str
+) -> None:
+    """Install, upgrade, rollback, upgrade with everything off that can be, uninstall.
+
+    After each, the cluster has the objects of that revision and no other, and Kubeflow Pipelines its recurring run.
+    """
+    before, after = ("clincot/clincot", "clincot"), ("clincot/clincot", line)
+    values = (*TRIAL, "--set", SCHEDULED)
+    steps = [
+        (("install", "clincot", str(CHART), "--create-namespace", *values), [before]),
+        (("upgrade", "clincot", str(CHART), *values, *flags), [after]),
+        (("rollback", "clincot", "1"), [before]),
+        (("upgrade", "clincot", str(CHART), *values, *flags, "--set", OFF), []),
+    ]
+    counts = []
+    for words, owners in steps:
+        done = helm(*words)
+        assert done.returncode == 0, done.stderr
+        assert list_objects(server) == list_rendered(helm, "clincot"), words
+        assert hooks.run("clincot") == owners, words
+        counts.append(len(list_objects(server)))
+    assert counts[3] < counts[2] == counts[0]
+    settings = hooks.mount_settings("clincot")
+    done = helm("uninstall", "clincot")
+    assert done.returncode == 0, done.stderr
+    assert hooks.run_mounted(settings) == []
+    assert list_objects(server) == set()
 
 
 @pytest.mark.slow
@@ -228,6 +276,7 @@ def test_two_releases_live_beside_each_other(helm: Helm, server: KubeServer, hoo
         assert done.returncode == 0, done.stderr
         found = hooks.run(release)
     assert found == [first, second]
+    assert list_objects(server) == list_rendered(helm, "clincot", "second")
     assert [one["name"] for one in hooks.stub.pipelines] == ["clincot-round", "clincot-second-round"]
 
     done = helm("upgrade", "clincot", str(CHART), *TRIAL, "--set", f"{SCHEDULED},line=nodules")
@@ -236,40 +285,24 @@ def test_two_releases_live_beside_each_other(helm: Helm, server: KubeServer, hoo
     done = helm("rollback", "clincot", "1")
     assert done.returncode == 0, done.stderr
     assert hooks.run("clincot") == [first, second]
+    assert list_objects(server) == list_rendered(helm, "clincot", "second")
 
     done = helm("upgrade", "clincot", str(CHART), *TRIAL, "--set", "pipeline.enabled=false")
     assert done.returncode == 0, done.stderr
     assert hooks.run("clincot") == [second]
+    assert list_objects(server) == list_rendered(helm, "clincot", "second")
     assert "clincot-cache" not in server.names("persistentvolumeclaims")
 
     done = helm("uninstall", "clincot")
     assert done.returncode == 0, done.stderr
-    assert list_owners(server) == {"second"}
+    assert list_objects(server) == list_rendered(helm, "second")
     server.ran.clear()
     settings = hooks.mount_settings("second")
     done = helm("uninstall", "second")
     assert done.returncode == 0, done.stderr
-    (words,) = server.ran
-    assert (
-        main(
-            [*(word.replace("/etc/clincot/settings", str(settings)) for word in words), f"--endpoint={hooks.stub.url}"]
-        )
-        == 0
-    )
+    assert hooks.run_mounted(settings) == []
     assert hooks.stub.recurring == []
-    assert list_owners(server) == set()
-
-
-@pytest.mark.slow
-def test_a_renamed_release_removes_what_had_the_old_name(helm: Helm, server: KubeServer) -> None:
-    """Objects of the old name go with the upgrade, and no object is left after the release."""
-    helm("install", "clincot", str(CHART), "--create-namespace", *TRIAL)
-    before = {path for path, one in server.objects.items() if one["kind"] not in ("Namespace", "Secret")}
-    done = helm("upgrade", "clincot", str(CHART), *TRIAL, "--set", "fullnameOverride=renamed")
-    assert done.returncode == 0, done.stderr
-    assert not before & set(server.objects)
-    assert helm("uninstall", "clincot").returncode == 0
-    assert list_owners(server) == set()
+    assert list_objects(server) == set()
 
 
 def test_the_hook_of_a_disabled_pipeline_needs_kubeflow_pipelines(helm: Helm, server: KubeServer) -> None:

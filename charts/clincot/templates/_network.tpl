@@ -68,10 +68,19 @@ address}. A JSON list of one rule, or of none if `peers` is an empty list. */}}
 {{- toJson $found -}}
 {{- end }}
 
-{{/* Addresses that a run needs: judges, HTTP grounders, the endpoint's own address, URLs in pipeline.env. JSON. */}}
+{{/* Addresses of model registries, which whoever publishes or rolls out a checkpoint tells. JSON. */}}
+{{- define "clincot.registryAddresses" -}}
+{{- $params := include "clincot.params" . | fromYaml -}}
+{{- include "clincot.urlsIn" (dict "in" (pick $params "publish" "deploy") "names" (list "model_registry")) -}}
+{{- end }}
+
+{{/* Addresses that a run needs: judges, the policy's endpoint (models.url), HTTP grounders, model registries, the
+endpoint's own address, URLs in pipeline.env. JSON. */}}
 {{- define "clincot.runAddresses" -}}
 {{- $params := include "clincot.params" . | fromYaml -}}
 {{- $found := include "clincot.urlsIn" (dict "in" $params "names" (list "http_url")) | fromJsonArray -}}
+{{- $found = concat $found (compact (list (default dict $params.models).url)) -}}
+{{- $found = concat $found (include "clincot.registryAddresses" . | fromJsonArray) -}}
 {{- $found = concat $found (include "clincot.servingAddresses" . | fromJsonArray) -}}
 {{- $judges := (default dict $params.judge).judges -}}
 {{- $own := list -}}
