@@ -1,8 +1,8 @@
-"""Generate the schema of pipeline.params in values.schema.json from the parameters' own types.
+"""Generate the schemas of pipeline.params and server.settings in values.schema.json from the program's own types.
 
     python -m tests.chart.readme --write      # writes it, together with the chart's README
 
-A name or type that the program would refuse is then refused by Helm, before anything is installed.
+A name, type or address that the program would refuse is then refused by Helm, before anything is installed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,20 @@ from typing import Any
 import yaml
 
 from clincot.config import SECTION_NAMES, Params
+from clincot.config.server_settings import ServeSettings
+from clincot.deployment.service_settings import MEASURED_SETTINGS
 from tests.chart.rendering import CHART
 
 Json = dict[str, Any]
 SCHEMA = CHART / "values.schema.json"
 PREFIX = "params"  # of the names of the generated definitions
+# Texts that are addresses, and the schema that they have elsewhere in the values: the templates parse them, and a
+# malformed one would be an error of a template.
+ADDRESSES = {
+    **dict.fromkeys(("url", "http_url", "model_registry", "traces_endpoint"), "#/definitions/url"),
+    "repository": "#/properties/git/properties/url",
+}
+NOT_OF_A_DEPLOYMENT = (*MEASURED_SETTINGS, "grace_s")  # ServiceSettings refuses them
 POD_KEYS = (
     "annotations",
     "labels",
@@ -65,16 +74,28 @@ def build_params_schema() -> tuple[Json, Json]:
     return {"type": "object", "additionalProperties": False, "properties": sections}, definitions
 
 
+def build_settings_schema() -> Json:
+    """Return the schema of server.settings, whose fields have simple types."""
+    whole = ServeSettings.model_json_schema()
+    names = [name for name in whole["properties"] if name not in NOT_OF_A_DEPLOYMENT]
+    fields = {name: _simplify(whole["properties"][name]) for name in names}
+    fields["traces_endpoint"] = {"$ref": ADDRESSES["traces_endpoint"]}
+    fields["url_hosts"]["items"] = {"$ref": "#/definitions/host"}
+    return {"type": "object", "additionalProperties": False, "properties": fields}
+
+
 def _simplify(part: Any, names: bool = False) -> Any:
     """Return the schema without texts and defaults. names: the keys of `part` are names of properties."""
     if isinstance(part, list):
         return [_simplify(one) for one in part]
     if not isinstance(part, dict):
         return part
-    out = {}
+    out: Json = {}
     for key, value in part.items():
         if key == "$ref":
             out[key] = f"#/definitions/{PREFIX}{value.rpartition('/')[2]}"
+        elif names and key in ADDRESSES:
+            out[key] = {"$ref": ADDRESSES[key]}
         elif names or key not in _LEFT_OUT:
             out[key] = _simplify(value, names=key == "properties" and not names)
     return out
@@ -92,10 +113,11 @@ def require_defaults(schema: Json, values: Json, path: tuple[str, ...] = ()) -> 
 
 
 def render_schema() -> str:
-    """Return values.schema.json with an up-to-date pipeline.params and all required keys."""
+    """Return values.schema.json with up-to-date pipeline.params and server.settings, and all required keys."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     params, definitions = build_params_schema()
     schema["properties"]["pipeline"]["properties"]["params"] = params
+    schema["properties"]["server"]["properties"]["settings"] = build_settings_schema()
     require_defaults(schema, yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8")))
     kept = {name: one for name, one in schema["definitions"].items() if not name.startswith(PREFIX)}
     schema["definitions"] = {**kept, **definitions}

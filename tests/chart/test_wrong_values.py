@@ -16,8 +16,9 @@ import yaml
 from jsonschema import Draft7Validator
 
 from clincot.config import Params
-from tests.chart.params_schema import MAY_BE_MISSING, SCHEMA, render_schema
-from tests.chart.rendering import CHART, template
+from clincot.config.server_settings import ServeSettings
+from tests.chart.params_schema import MAY_BE_MISSING, NOT_OF_A_DEPLOYMENT, SCHEMA, render_schema
+from tests.chart.rendering import CHART, of_kind, rendered, template
 
 Json = dict[str, Any]
 Path = tuple[str, ...]
@@ -128,13 +129,55 @@ def test_parameters_are_checked_before_the_installation(path: Path, value: Any, 
         (("podDefaults", "priorityClassName"), ("true", "null", "123")),
         (("pipeline", "cache", "storageClass"), ("-", "yes", "null", "1e3")),
         (("seaweedfs", "storageClass"), ("-", "no")),
+        (("pipeline", "params"), ({"propose": {"http_url": "http://%zz"}}, {"models": {"url": "https://a b"}})),
+        (("pipeline", "params"), ({"version": {"repository": "https://%zz"}}, {"publish": {"model_registry": "x"}})),
+        (("pipeline", "params", "judge"), ({"judges": [{"name": "a", "url": "http://me:pw@judge"}]},)),
+        (("server", "settings"), ({"traces_endpoint": "http://%zz"}, {"url_hosts": ["a b"]}, {"url_hosts": ["*"]})),
     ],
     ids=lambda one: ".".join(one) if one and len(one[0]) > 1 and one[0].isidentifier() else "",
 )
-def test_text_that_yaml_or_kubernetes_reads_otherwise_is_refused(path: Path, values: tuple[str, ...]) -> None:
-    """123, yes and null are no texts once they are written into a manifest without quotes."""
+def test_text_that_yaml_or_kubernetes_reads_otherwise_is_refused(path: Path, values: tuple[Any, ...]) -> None:
+    """123, yes and null are no texts once they are written into a manifest without quotes.
+
+    An address that is none would be an error of a template, which derives network policies from it.
+    """
     accepted = [value for value in values if not list_errors(change(path, value))]
     assert accepted == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"abstain_belw": 0.5}, "'abstain_belw' was unexpected"),
+        ({"running": "many"}, "'many' is not of type 'integer'"),
+        ({"running": 0}, "0 is less than the minimum of 1"),
+        ({"log_format": "xml"}, "'xml' is not one of"),
+        ({"max_new_tokens": 9}, "'max_new_tokens' was unexpected"),
+        ({"grace_s": 9}, "'grace_s' was unexpected"),
+        ({"abstain_below": 0.5, "running": 16, "url_hosts": ["images.hospital.example"], "max_images": 3}, ""),
+    ],
+)
+def test_the_servers_settings_are_checked_before_the_installation(settings: Json, refused: str) -> None:
+    """With others the server would not start. What decides an answer is no setting of a deployment."""
+    errors = list_errors(change(("server", "settings"), settings))
+    assert any(refused in error for error in errors) if refused else errors == []
+    everything = ServeSettings().model_dump(mode="json", exclude=set(NOT_OF_A_DEPLOYMENT))
+    assert list_errors(change(("server", "settings"), everything)) == []
+
+
+def test_a_variable_that_is_no_address_opens_nothing() -> None:
+    """Values of variables may be anything; only scheme, host and port of an address count."""
+    for value, ports in (
+        ("http://%zz", []),
+        ("https://h:8443/%zz?q=1", [8443]),
+        ("http://%zz@h", [80]),
+        ("https:", []),
+    ):
+        objects = rendered("default", "--set", f"pipeline.env.X={value}")
+        found = {json.dumps(one) for one in of_kind(objects, "NetworkPolicy", "clincot-run")[0]["spec"]["egress"]}
+        usual = of_kind(rendered("default"), "NetworkPolicy", "clincot-run")[0]["spec"]["egress"]
+        more = [json.loads(one) for one in found - {json.dumps(one) for one in usual}]
+        assert [port["port"] for one in more for port in one["ports"]] == ports, value
 
 
 @pytest.mark.parametrize("cron", ["0 0 2 * * 6", "0 */5 * ? * *", "30 0 0,12 1-5 JAN-MAR mon", "0 0 02 1 * *"])

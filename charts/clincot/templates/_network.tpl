@@ -91,7 +91,11 @@ endpoint's own address, URLs in pipeline.env. JSON. */}}
 {{- if and .url (not (has .model $own)) -}}{{- $found = append $found .url -}}{{- end -}}
 {{- end -}}
 {{- range $name, $value := .Values.pipeline.env -}}
-{{- if regexMatch "^https?://" $value -}}{{- $found = append $found $value -}}{{- end -}}
+{{- /* only scheme, host and port: the rest may be anything, and what is no address opens nothing */ -}}
+{{- $address := regexReplaceAll "^(https?://)[^/@?#]*@" $value "${1}" -}}
+{{- with regexFind "^https?://([A-Za-z0-9.-]+|\\[[0-9a-fA-F:]+\\])(:[0-9]{1,5})?" $address -}}
+{{- $found = append $found . -}}
+{{- end -}}
 {{- end -}}
 {{- if and .Values.pipeline.deploys .Values.server.endpointUrl -}}
 {{- $found = append $found .Values.server.endpointUrl -}}
