@@ -23,6 +23,10 @@ def helm(
 ) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     """Helm in the namespace clincot of the stub; the kubeconfig is in tmp_path."""
     with kube_server(server, tmp_path) as config:
-        yield lambda *words: run(
-            "helm", request.param, *words, "--namespace", "clincot", "--kubeconfig", str(config), "--timeout", "40s"
-        )
+        cluster = ("--namespace", "clincot", "--kubeconfig", str(config))
+
+        def call(*words: str) -> subprocess.CompletedProcess[str]:
+            waits = () if words[0] == "get" else ("--timeout", "40s")
+            return run("helm", request.param, *words, *cluster, *waits)
+
+        yield call
