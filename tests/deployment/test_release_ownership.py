@@ -103,7 +103,9 @@ def test_a_rename_removes_the_old_service_after_the_new_one_is_served(namespace:
     assert journal.last.detail.startswith("removed InferenceService chest")
     removed = [index for index, one in enumerate(there.server.requests) if one[0] == "DELETE"]
     written = [
-        index for index, one in enumerate(there.server.requests) if one[0] in ("POST", "PUT") and "thorax" in one[1]
+        index
+        for index, one in enumerate(there.server.requests)
+        if one[0] in ("POST", "PUT") and ("thorax" in one[1] or one[1].endswith("/inferenceservices"))
     ]
     assert max(written) < min(removed)  # the last change that gives the new service its traffic comes before
 
