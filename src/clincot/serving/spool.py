@@ -20,9 +20,10 @@ from pathlib import Path
 _PREFIX = "clincot-serve-"
 # It waits for a line, or for the end of standard input with the server. A decode worker may still write into the folder
 # then, so removal is repeated.
-_GUARD = """read -r _
-for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
-  rm -rf "$1" && [ ! -e "$1" ] && break
+_GUARD = """read -r line
+tries=30
+until rm -rf "$1" && [ ! -e "$1" ] || [ "$tries" -eq 0 ]; do
+  tries=$((tries - 1))
   sleep 1
 done
 rm -f "$1.lock"
