@@ -71,7 +71,7 @@ def test_further_images_are_added(films: Path, keys: ApiKeys, tmp_path: Path, si
         assert found["answer"].startswith("3 turns: The first image is the one to look at")
         assert "in this order: prior, image 3." in found["answer"]
         assert (found["status"], found["complaints"], found["fits"]) == ("", [], True)
-        many = [f"prior={prior}"] * 3
+        many = [f"prior={films / 'images' / f'{number}.png'}" for number in (1, 2, 3)]
         refused = browse(Addresses(url, ""), first, tmp_path, size, *many)
         assert "expected at most 3 images of a question (max_images), got 4" in refused["status"]
 
