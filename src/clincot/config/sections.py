@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from clincot.config.shipped import resolve_path
 from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel, PositiveInt
+from clincot.geometry import Surroundings
 from clincot.records import hash_json
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -140,9 +141,44 @@ class ProposeConfig(FrozenConfig):
     )
     relevance_quantile: Share = Field(default=0.9, description="Quantile at which a relevance map is cut into masks.")
     http_url: OptionalText = Field(default="", description="Endpoint of the 'http' grounder.")
+    http_protocol: Literal["regions", "kserve-v2"] = Field(
+        default="regions",
+        description="Protocol of that endpoint: regions, one POST of JSON; kserve-v2, the Open Inference Protocol of "
+        "KServe and Triton, below whose address the model is.",
+        exclude_if=lambda value: value == "regions",
+    )
+    http_model: OptionalText = Field(
+        default="", description="Name of the model, for kserve-v2.", exclude_if=lambda value: not value
+    )
+    http_prompt: str = Field(
+        default="{finding}",
+        pattern=r"\{finding\}",
+        description="What a segmenter is prompted with for a hypothesis; {modality} is that of the image.",
+        exclude_if=lambda value: value == "{finding}",
+    )
+    http_api_key_env: OptionalText = Field(
+        default="",
+        description="Environment variable that holds the endpoint's key.",
+        exclude_if=lambda value: not value,
+    )
+    mask_outside: Surroundings = Field(
+        default="shown",
+        description="What the crop of a region with a mask shows outside the mask: shown, the image; dimmed, the image "
+        "darkened; blank, black.",
+        exclude_if=lambda value: value == "shown",
+    )
     seed: int = Field(default=0, description="Seed of sampled and random regions.")
     dtype: StageDtype = Field(default="inherit", description="Number type of the policy; inherit: models.dtype.")
     engine: StageEngine = EngineConfig()
+
+    @model_validator(mode="after")
+    def _check_model_name(self) -> ProposeConfig:
+        if (self.http_protocol == "kserve-v2") != bool(self.http_model):
+            raise ValueError(
+                f"http_protocol kserve-v2 and http_model belong together, got {self.http_protocol!r} and "
+                f"{self.http_model!r}"
+            )
+        return self
 
 
 class AnswerConfig(FrozenConfig):

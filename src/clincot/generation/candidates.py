@@ -52,6 +52,7 @@ class GenerationRequest:
                 candidate.region_written,
                 candidate.text,
                 report=report,
+                cutout=region.cutout,
             )
             for region, candidate in self.before
         ]
@@ -60,6 +61,7 @@ class GenerationRequest:
             self.region.box,
             is_written(self.region),
             report=report,
+            cutout=self.region.cutout,
         )
         return chain_prompt(self.study, folder, policy.views, [*earlier, current])
 

@@ -168,6 +168,7 @@ class RoundCounter:
                 candidate.text,
                 block,
                 finding="" if request.region.box == WHOLE_IMAGE else request.region.hypothesis,
+                cutout=request.region.cutout,
             )
             for block, (request, candidate, _) in iter_blocks(answered, lambda one: one[0].question.id)
         )
