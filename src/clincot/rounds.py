@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import yaml
 
+from clincot.clients.trackers import check_trackers
 from clincot.config import Params, TrainConfig, resolve_path
 from clincot.datasets.folder import STUDIES
 from clincot.datasets.reports import REPORTS_FILE
@@ -37,7 +38,16 @@ from clincot.preferences.versions.tags import DataOrigin
 from clincot.processes import BackgroundWorker, background_worker
 from clincot.records import BenchmarkReport, Decision, Outcome
 from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
-from clincot.runs.layout import ORIGIN_FILE, PAIRS_REPORT_FILE, PANEL_REPORT_FILE, VERSION_FILE
+from clincot.reporting.tracking import TrackedFiles, describe_tracked_run, track_step
+from clincot.runs.layout import (
+    BENCHMARK_REPORT_FILE,
+    DECISION_FILE,
+    ORIGIN_FILE,
+    PAIRS_REPORT_FILE,
+    PANEL_REPORT_FILE,
+    TRAIN_LOG_FILE,
+    VERSION_FILE,
+)
 from clincot.stages.base import Metrics
 from clincot.stages.runner import run_stage
 from clincot.text import format_count, format_interval
@@ -69,6 +79,7 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
     plan.run.mkdir(parents=True, exist_ok=True)
     start_run(plan)
     _evaluate_policy(plan, plan.policy, plan.run / "base")
+    _track_round(plan, 0, plan.run / "base")
     champion: dict[str, Any] = {
         "round": 0,
         "policy": str(plan.policy),
@@ -89,6 +100,7 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
             if worker is None:
                 comparisons = _train_comparisons(plan, folder, preferences, comparisons, None)
             decision = _decide_promotion(plan, number, folder, Path(champion["outcomes"]))
+            _track_round(plan, number, folder)
             if decision.verdict == "promote":
                 champion = {"round": number, "policy": str(challenger), "outcomes": str(folder / "outcomes.jsonl")}
                 promotions.append({"round": number, "decision": decision.id})
@@ -230,6 +242,24 @@ def _evaluate_policy(plan: Plan, policy: Path, folder: Path) -> Metrics:
     return run_stage("evaluate", config, inputs, outputs)
 
 
+def _track_round(plan: Plan, number: int, folder: Path) -> None:
+    """Log the metrics of a round, or of the base policy as round 0, to the trackers of the plan."""
+    config = plan.params.tracking
+    if not config.to:
+        return
+    files = TrackedFiles(folder / BENCHMARK_REPORT_FILE)
+    if number:
+        files = TrackedFiles(
+            folder / BENCHMARK_REPORT_FILE,
+            train_log=folder / "policy" / TRAIN_LOG_FILE,
+            decision=folder / DECISION_FILE,
+            panel_report=folder / PANEL_REPORT_FILE,
+            pair_report=folder / PAIRS_REPORT_FILE,
+        )
+    run = describe_tracked_run(plan.params, name=plan.run.name, folder=plan.run / "tracking")
+    track_step(config, run, files, step=number, marker=folder / "tracked.json")
+
+
 def _find_training_reports(plan: Plan) -> Path | None:
     """Return the data set's reports if the benchmark asks for reports; R2Gen's protocol needs their vocabulary."""
     from clincot.datasets.folder import load_questions
@@ -354,6 +384,8 @@ def _check_plan(plan: Plan) -> None:
     """Check what would otherwise fail hours later, or only after run.json is written. Raises InvalidInput."""
     from clincot.models.load import check_checkpoint_exists
 
+    check_trackers(plan.params.tracking.to, setting="tracking.to")
+    check_trackers(plan.params.train.report_to, setting="train.report_to")
     arms = plan.params.evaluate.arms
     if plan.params.decide.arm not in arms:
         raise InvalidInput(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")

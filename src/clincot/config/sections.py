@@ -771,6 +771,25 @@ class ModelsConfig(FrozenConfig):
         return EngineConfig(kind=kind, url=self.url, model=self.model, api_key_env=self.api_key_env, vllm=self.vllm)
 
 
+class TrackingConfig(FrozenConfig):
+    """Experiment trackers that get the metrics of every round; none by default.
+
+    Their addresses and keys come from environment variables, such as MLFLOW_TRACKING_URI and WANDB_API_KEY. The section
+    decides no result, so it enters no digest of the parameters.
+    """
+
+    to: tuple[Literal["mlflow", "tensorboard", "wandb"], ...] = Field(
+        default=(), description="Trackers; their packages come with clincot[tracking]."
+    )
+    experiment: str = Field(
+        default="clincot", min_length=1, description="Experiment of MLflow, or project of Weights & Biases."
+    )
+    folder: OptionalText = Field(
+        default="", description="Folder of TensorBoard's files; empty: tracking/ in the run's folder."
+    )
+    required: bool = Field(default=False, description="Fail a round that cannot be logged; otherwise it is a warning.")
+
+
 class RecipeReference(FrozenModel):
     """The recipe that parameters come from. Provenance only: it enters no digest."""
 
@@ -796,6 +815,7 @@ class Params(FrozenConfig):
     deploy: DeployConfig = DeployConfig()
     serve: ServeConfig = ServeConfig()
     models: ModelsConfig = ModelsConfig()
+    tracking: TrackingConfig = TrackingConfig()
     recipe: RecipeReference = RecipeReference()
 
     @model_validator(mode="after")
@@ -828,8 +848,8 @@ class Params(FrozenConfig):
 
     @property
     def digest(self) -> str:
-        """Hash of all sections; the recipe's name is not part of it."""
-        return hash_json(self.model_dump(mode="json", exclude={"recipe"}))
+        """Hash of all sections that decide results; the recipe's name and the trackers are not part of it."""
+        return hash_json(self.model_dump(mode="json", exclude={"recipe", "tracking"}))
 
     def describe_recipe(self) -> dict[str, Any]:
         """Name and digest of the recipe, and the fields that differ from it, for the records of a run."""
