@@ -32,11 +32,14 @@ from clincot.config import Params, TrainConfig, resolve_path
 from clincot.datasets.folder import STUDIES
 from clincot.datasets.reports import REPORTS_FILE
 from clincot.errors import InvalidInput
+from clincot.evaluation.answer_protocols import choose_headline
+from clincot.evaluation.benchmark import Benchmark
+from clincot.evaluation.benchmark_report import METRIC_HEADINGS, grade_arm
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import InvalidRecord, atomic_write, read_records, write_json
 from clincot.preferences.versions.tags import DataOrigin
 from clincot.processes import BackgroundWorker, background_worker
-from clincot.records import BenchmarkReport, Decision, Outcome
+from clincot.records import BenchmarkReport, Decision, Interval, Outcome
 from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
 from clincot.reporting.tracking import TrackedFiles, describe_tracked_run, track_step
 from clincot.runs.layout import (
@@ -315,6 +318,7 @@ def collect_results(plan: Plan) -> dict[str, Any]:
         "gains": [{"row": row, **_compute_gains(plan, folder)} for row, folder in folders.items() if row != "base"],
         "decisions": decisions,
         "recipe": plan.params.describe_recipe(),
+        "protocol": plan.params.decide.protocol,
     }
 
 
@@ -373,7 +377,29 @@ def _compute_gains(plan: Plan, folder: Path) -> dict[str, Any]:
                 outcomes, base, benchmark.clusters, metric=metric, seed=plan.params.evaluate.seed
             )
             gains.setdefault(arm, {})[metric] = difference.model_dump(mode="json")
+        if plan.params.decide.protocol != "strict":
+            headline = choose_headline(plan.params.decide.protocol, METRIC_HEADINGS)
+            difference = _compare_grades(plan, benchmark, headline, outcomes, base)
+            gains[arm][headline] = difference.model_dump(mode="json")
     return gains
+
+
+def _compare_grades(
+    plan: Plan, benchmark: Benchmark, metric: str, outcomes: Sequence[Outcome], base: Sequence[Outcome]
+) -> Interval:
+    """The paired difference in a metric of answers, over the questions to which it applies."""
+    from clincot.evaluation.intervals import paired_difference
+
+    arm = outcomes[0].arm if outcomes else ""
+    scored, before = (grade_arm(side, arm, metric, benchmark) for side in (outcomes, base))
+    common = [question for question in benchmark.clusters if question in scored and question in before]
+    return paired_difference(
+        [scored[question] for question in common],
+        [before[question] for question in common],
+        [benchmark.clusters[question] for question in common],
+        seed=plan.params.evaluate.seed,
+        resamples=plan.params.evaluate.resamples,
+    )
 
 
 def _read_outcomes(folder: Path, arm: str) -> list[Outcome]:
@@ -449,20 +475,28 @@ def render_results_table(
 ) -> str:
     """Render the results as a Markdown table, a row per policy and one for the blind baseline.
 
-    The columns are the accuracy of every arm, `served` only if it was measured (ROUGE-L if all questions ask for
-    reports), and hit rate, IoU and share of malformed replies of the policy's own regions.
+    The columns are the accuracy of every arm by the recipe's protocol, `served` only if it was measured (ROUGE-L if all
+    questions ask for reports), and of the policy's own regions hit rate, IoU and share of malformed replies; with
+    another protocol than strict, also their accuracy by exact match.
     """
     measured = set(chain.from_iterable(row["arms"] for row in results["rows"]))
     arms = [arm for arm in arms if arm != "served" or arm in measured]
     blind = results["blind"]["arms"]["blind"]
-    metric, label = ("accuracy", "accuracy") if "accuracy" in blind else ("raw/rouge_l", "ROUGE-L")
+    metric, label = "raw/rouge_l", "ROUGE-L"
+    if "accuracy" in blind:
+        metric = choose_headline(results.get("protocol", "strict"), blind)
+        label = "accuracy" if metric == "accuracy" else METRIC_HEADINGS[metric]
+    own_metrics = ["hit_rate", "iou", "off_format"]
+    columns = ["own region: hit-rate", "IoU", "off format"]
+    if metric not in ("accuracy", "raw/rouge_l"):
+        own_metrics.append("accuracy")
+        columns.append(METRIC_HEADINGS["accuracy"])
     rows = []
     for row in results["rows"]:
         values = {arm: read_interval(metrics.get(metric)) for arm, metrics in row["arms"].items()}
         own = row["arms"].get("written", {})
-        further = [format_interval(read_interval(own.get(name))) for name in ("hit_rate", "iou", "off_format")]
+        further = [format_interval(read_interval(own.get(name))) for name in own_metrics]
         rows.append(ResultsRow(row["row"], values, further))
-    columns = ("own region: hit-rate", "IoU", "off format")
     return render_table(ResultsTable(label, arms, rows, read_interval(blind.get(metric)), columns))
 
 
