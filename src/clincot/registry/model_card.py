@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from clincot.evaluation.answer_protocols import AnswerProtocol, choose_headline
 from clincot.evaluation.benchmark_report import METRIC_HEADINGS
 from clincot.records import BenchmarkReport, Decision, Interval
@@ -85,8 +87,8 @@ def _render_origin(manifest: Manifest) -> str:
 
 def _find_protocol(decision: Decision | None) -> AnswerProtocol:
     """The protocol by which the gate graded answers."""
-    protocol = "strict" if decision is None else decision.settings.get("protocol", "strict")
-    return protocol if protocol in ("parsed", "llava-med") else "strict"
+    stated = "strict" if decision is None else decision.settings.get("protocol")
+    return next((protocol for protocol in get_args(AnswerProtocol) if protocol == stated), "strict")
 
 
 def _render_benchmark(report: BenchmarkReport | None, protocol: AnswerProtocol) -> str:
