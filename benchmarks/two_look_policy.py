@@ -9,8 +9,8 @@ other one, while the first is described in words only.
 
 The policy is a real one (synthetic/tiny_model.py), taught to write one of the squares at random, to describe a crop,
 and to answer from a description and a crop. Everything from the regions that it writes to the training is the project's
-own code: propose_regions, plan_next_step, make_pairs with γ, margin-DPO. The judges are simulated, so that the figure is
-about γ and not about judges: right answers score 0.8 and wrong ones 0.2 on average, and every description 0.5, each
+own code: propose_regions, plan_next_step, make_pairs with γ, margin-DPO. The judges are simulated, so that the figure
+is about γ and not about judges: right answers score 0.8 and wrong ones 0.2 on average, and every description 0.5, each
 with a standard deviation of 0.1, because descriptions of all squares are equally right.
 
 The figure is the share of right answers on films that no lesson and no round has used, greedily decoded, where the
