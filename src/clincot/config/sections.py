@@ -199,6 +199,12 @@ class AnswerConfig(FrozenConfig):
         min_length=1,
         description="Questions of a chain; {question} is the data set's. The best answer of a step becomes context.",
     )
+    continue_from: Literal["own", "all"] = Field(
+        default="own",
+        description="Regions from which the next step continues candidates other than the best: own, each from its own "
+        "region; all, from every region, n^2 answers a step, so that gamma credits a look for what is seen elsewhere.",
+        exclude_if=lambda value: value == "own",
+    )
     batch_size: PositiveInt = Field(default=128, description="Answers generated in one batch.")
     seed: int = Field(default=0, description="Seed of sampled answers.")
     dtype: StageDtype = Field(default="inherit", description="Number type of the policy; inherit: models.dtype.")
