@@ -253,7 +253,7 @@ def test_a_report_that_does_not_add_up_is_refused(source: Path, tmp_path: Path) 
         ({"answer": True}, "answer: Input should be a valid string (got True). Write the answer as text"),
         ({"answer": 2.5}, "answer: Input should be a valid string (got 2.5)"),
         ({"answer": ["yes"]}, "answer: Input should be a valid string (got ['yes'])"),
-        ({"masks": [{"size": [8, 12], "counts": "00"}]}, "masks.0: Value error, Value error, the runs"),
+        ({"masks": [{"size": [8, 12], "counts": "00"}]}, "masks.0: the runs of a mask of 8 x 12 pixels add up to 0"),
         ({"masks": [{"size": [8, 8], "counts": [4, 60]}]}, "masks: expected the image's proportions (12 x 8), got 8 x"),
         ({"masks": [{"size": [8, 12]}]}, "expected a mask with either counts or polygons"),
         ({"masks": [{"size": [8, 12], "counts": [4, 92]}], "boxes": [[0, 0, 1, 1]] * 2}, "1 masks and 2 boxes"),

@@ -42,7 +42,7 @@ def test_parameters_of_the_run_form_are_described(one_round: dict[str, Any]) -> 
         name: describe("round", name) for name in parameters
     }
     assert set(parameters) == {*RoundPlan().arguments, *REQUIRED_FIELDS}
-    assert {*Params.model_fields} - {"models", "serve"} <= set(parameters)  # the sections carry what these say
+    assert {*Params.model_fields} - {"models", "serve", "tracking"} <= set(parameters)  # sections carry what these say
     assert one_round["pipelineInfo"]["description"].startswith("Look before you answer")
 
 
