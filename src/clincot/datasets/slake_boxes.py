@@ -123,7 +123,7 @@ def read_detections(folder: Path, values: dict[str, int]) -> ImageDetections:
         for box_format, of_format in masks.items():
             part = _match_part(numbers, box_format, mask_HW.shape, parts)
             of_format.append(None if part is None else encode_mask(part.cut_from(mask_HW)))
-    agreeing = {name: sum(mask is not None for mask in of_format) for name, of_format in masks.items()}
+    agreeing = {name: len(of_format) - of_format.count(None) for name, of_format in masks.items()}
     return ImageDetections(
         boxes,
         checked,
