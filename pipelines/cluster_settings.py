@@ -47,6 +47,13 @@ TASK_STAGES: Mapping[str, tuple[str, ...]] = {
     "record_run_status": (),
 }
 TASK_NAMES = tuple(TASK_STAGES)
+# Tasks of the comparison (comparison_pipeline.py), each with the task of a round whose place it takes: image, resources
+# secrets and time limits. They are components too.
+COMPARISON_TASKS: Mapping[str, str] = {
+    "start_comparison": "page",
+    "compare_seed": "train",
+    "compare_table": "page",
+}
 GPU_TASKS = frozenset(
     task for task, stages in TASK_STAGES.items() if "gpu" in {*map(attrgetter("device"), map(get_stage, stages))}
 )

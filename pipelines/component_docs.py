@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import clincot.components
-from clincot.pipelines.cluster_settings import GPU_TASKS, TASK_NAMES, TASK_STAGES
+from clincot.pipelines.cluster_settings import COMPARISON_TASKS, GPU_TASKS, TASK_NAMES, TASK_STAGES
 from clincot.pipelines.params import describe
 from clincot.pipelines.pipeline_builder import build_docstring
 from clincot.pipelines.run_component import load_component
@@ -48,7 +48,7 @@ def expected_docstring(name: str) -> str:
 def render_readme(name: str) -> str:
     """Return README.md of a component: what it does, its device, its inputs and outputs."""
     spec = load_component(name).component_spec
-    stages = [f"`{stage}`" for stage in TASK_STAGES[name]]
+    stages = [f"`{stage}`" for stage in TASK_STAGES.get(name, ())]
     summary = (ast.get_docstring(_parse_function(name)) or "").partition("\n")[0]
     lines = [
         f"# {name}",
@@ -56,7 +56,7 @@ def render_readme(name: str) -> str:
         summary,
         "",
         f"- Stages: {', '.join(stages)}" if stages else "- Not a stage: this task exists only in the pipeline",
-        f"- Device: {'GPU' if name in GPU_TASKS else 'CPU'}",
+        f"- Device: {'GPU' if COMPARISON_TASKS.get(name, name) in GPU_TASKS else 'CPU'}",
         "",
     ]
     lines += _render_table("Inputs", name, spec.inputs or {}) + _render_table("Outputs", name, spec.outputs or {})
@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Print the docstrings and READMEs of the components, or write them.")
     parser.add_argument("--write", action="store_true", help="write them into components/")
     write = parser.parse_args().write
-    for name in TASK_NAMES:
+    for name in (*TASK_NAMES, *COMPARISON_TASKS):
         if write:
             write_component(name)
         else:

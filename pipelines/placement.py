@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from kfp import dsl, kubernetes
 
-from clincot.pipelines.cluster_settings import PROFILE_NAMES, ClusterSettings, ResourceProfile, Toleration
+from clincot.pipelines.cluster_settings import (
+    COMPARISON_TASKS,
+    PROFILE_NAMES,
+    ClusterSettings,
+    ResourceProfile,
+    Toleration,
+)
 from clincot.preflight.cluster import ACCOUNT_VARIABLE
 from clincot.waiting import TASK_TIMEOUT_ENV, WAIT_ENV
 
@@ -32,6 +38,9 @@ DISPLAY_NAMES = {
     "page": "page of the round",
     "select_champion": "select champion",
     "record_run_status": "record run status",
+    "start_comparison": "start comparison",
+    "compare_seed": "compare: one seed",
+    "compare_table": "compare: table",
 }
 # Tasks that read or change something outside their inputs and outputs, so a cached result would be wrong.
 NEVER_CACHED_TASKS = ("preflight", "start_round", "version", "record_round", "deploy", "end_round", "record_run_status")
@@ -40,10 +49,11 @@ NEVER_CACHED_TASKS = ("preflight", "start_round", "version", "record_round", "de
 def apply_placement(task: dsl.PipelineTask, name: str, cluster: ClusterSettings) -> dsl.PipelineTask:
     """Set the image, resources, secrets, volumes, time limits, labels, caching and display name of a task.
 
-    name: one of cluster_settings.TASK_NAMES.
+    name: one of cluster_settings.TASK_NAMES or COMPARISON_TASKS.
     """
-    profile = cluster.resolve_profile(name)
     task.set_display_name(DISPLAY_NAMES[name])
+    name = COMPARISON_TASKS.get(name, name)
+    profile = cluster.resolve_profile(name)
     if name in NEVER_CACHED_TASKS:
         task.set_caching_options(False)
     task.set_container_image(cluster.select_image(name))

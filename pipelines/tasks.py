@@ -71,6 +71,7 @@ from clincot.storage.digests import hash_path
 from clincot.storage.open import open_store
 
 if TYPE_CHECKING:
+    from clincot.evaluation.answer_protocols import AnswerProtocol
     from clincot.preflight.preflight_report import PreflightCheck
     from clincot.runs.round_records import RunEnd
 
@@ -478,7 +479,8 @@ def decide(settings: str, files: DecisionFiles, *, metrics: MetricsArtifact | No
     verdict = decide_with_ledger(given.get_section("decide"), given.get_section("publish"), inputs, outputs)
     with user_errors("decide"):
         files.copy_round_files()
-        log_metrics(metrics, _list_round_figures(verdict, files))
+        protocol = decode_params(given.get_section("decide")).get("protocol", "strict")
+        log_metrics(metrics, _list_round_figures(verdict, files, protocol))
         return verdict
 
 
@@ -611,14 +613,17 @@ def _describe_status(line: str, recorded: RunEnd, run_id: str) -> str:
     return f"{which}: {recorded.state}{reported}{': ' * bool(recorded.error)}{recorded.error}"
 
 
-def _list_round_figures(verdict: str, files: DecisionFiles) -> Metrics:
-    """Figures that tell runs apart in the UI: the verdict, and the accuracy of both policies."""
+def _list_round_figures(verdict: str, files: DecisionFiles, protocol: AnswerProtocol) -> Metrics:
+    """Figures that tell runs apart in the UI: the verdict, and the accuracy of both policies by the recipe's protocol.
+
+    protocol: that of the gate, see evaluation/answer_protocols.py.
+    """
     from clincot.evaluation.benchmark_report import list_headline_figures
 
     figures = {name: float(verdict == name) for name in ("promote", "keep", "blocked")}
     for side, folder in (("champion", files.champion_results), ("challenger", files.challenger_results)):
         report = read_json_model(Path(name_files(folder, RESULT_FILES)["report"]), BenchmarkReport)
-        figures |= {f"{side}_{name}": value for name, value in list_headline_figures(report).items()}
+        figures |= {f"{side}_{name}": value for name, value in list_headline_figures(report, protocol).items()}
     return figures
 
 

@@ -8,6 +8,7 @@ from clincot.geometry import (
     WHOLE_IMAGE,
     Box,
     RegionForm,
+    RegionMask,
     SmartResize,
     box_from_pixels,
     box_from_text,
@@ -17,6 +18,9 @@ from clincot.geometry import (
     compute_coverage,
     compute_iou,
     crop_square,
+    decode_runs,
+    encode_runs,
+    fit_view_square,
     parse_region,
     region_to_text,
 )
@@ -268,3 +272,65 @@ def test_boxes_are_frozen() -> None:
 def test_an_unknown_field_is_rejected() -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         Box.model_validate({"x0": 0, "y0": 0, "x1": 1, "y1": 1, "label": "lung"})
+
+
+# Masks: the texts are those of pycocotools 2.0.11 (pycocotools.mask.encode) for the same pixels
+
+
+def test_run_lengths_are_written_as_coco_writes_them() -> None:
+    """6 x 8 pixels, rows 1 to 3 and columns 2 to 6 without (2, 4).
+
+    Column by column: 2 * 6 + 1 = 13 background, then 3 region and 3 background twice, and so on.
+    """
+    runs = [13, 3, 3, 3, 3, 1, 1, 1, 3, 3, 3, 3, 8]
+    assert sum(runs) == 6 * 8
+    assert encode_runs(runs) == "=3300NN022005"
+    assert decode_runs("=3300NN022005") == runs
+
+
+def test_long_runs_take_several_characters() -> None:
+    """1000 = 0b11111_01000: the low group 8 with "more follows" is 48 + 8 + 32, "X"; the rest is 31.
+
+    31 has its highest bit set, which would mean a negative number, so a third group of 0 follows: 48 + 31 + 32, "o",
+    and "0".
+    """
+    assert encode_runs([1000]) == "Xo0"
+    assert decode_runs("Xo0") == [1000]
+
+
+@pytest.mark.parametrize(
+    ("size", "counts", "message"),
+    [
+        ((6, 8), "=3300NN02200", "add up to 40"),
+        ((6, 8), encode_runs([48]), "at least one pixel of its region"),
+        ((6, 8), "=330X", "ends within a number"),
+        ((6, 8), "=33 0", "the character ' '"),
+    ],
+)
+def test_a_mask_that_does_not_cover_its_image_is_refused(size: tuple[int, int], counts: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RegionMask(size=size, counts=counts)
+
+
+# The ideal view of a box, which the oracle sees and IoU compares with
+
+
+@pytest.mark.parametrize(
+    ("box", "aspect", "expected"),
+    [
+        ((0.4, 0.4, 0.5, 0.5), 1.0, (0.325, 0.325, 0.575, 0.575)),  # a quarter around (.45, .45)
+        ((0.3, 0.3, 0.7, 0.7), 1.0, (0.25, 0.25, 0.75, 0.75)),  # .4 needs a half
+        ((0.1, 0.2, 0.9, 0.8), 1.0, (0.1, 0.1, 0.9, 0.9)),  # an organ: its longer side, .8
+        ((0.0, 0.0, 1.0, 1.0), 1.0, (0.0, 0.0, 1.0, 1.0)),
+        # 2:1: a quarter of the height is an eighth of the width
+        ((0.45, 0.45, 0.5, 0.55), 2.0, (0.4125, 0.375, 0.5375, 0.625)),
+        # 2:1: .4 of the width is .8 of the height, so the square is .4 wide and .8 high
+        ((0.1, 0.3, 0.5, 0.7), 2.0, (0.1, 0.1, 0.5, 0.9)),
+        # longer than the shorter side: to its ends, and the whole height
+        ((0.1, 0.3, 0.9, 0.7), 2.0, (0.1, 0.0, 0.9, 1.0)),
+    ],
+)
+def test_the_view_of_a_box_shows_it_at_any_size(
+    box: tuple[float, float, float, float], aspect: float, expected: tuple[float, float, float, float]
+) -> None:
+    assert fit_view_square(box_from_xyxy(box), aspect=aspect) == box_from_xyxy(expected)

@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clincot.geometry import WHOLE_IMAGE, box_from_xyxy
-from clincot.images import ImageLimits, InvalidImage, load_cached_view, open_image, render_view
+from clincot.geometry import WHOLE_IMAGE, Box, Cutout, box_from_xyxy
+from clincot.images import (
+    ImageLimits,
+    InvalidImage,
+    decode_mask,
+    draw_polygons,
+    encode_mask,
+    load_cached_view,
+    measure_mask,
+    open_image,
+    render_view,
+)
 
 
 def pixels(image: Image.Image) -> list[list[tuple[int, ...]]]:
@@ -302,3 +312,54 @@ def test_cached_view_sees_a_file_that_changed(tmp_path: Path) -> None:
 def test_cached_view_of_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidImage, match=r"gone\.png: expected a PNG or JPEG file, but there is no such file"):
         load_cached_view(tmp_path / "gone.png", None, 4)
+
+
+# Masks and cut-outs
+
+
+def test_a_mask_survives_its_encoding_and_has_a_box() -> None:
+    """Rows 1-2 of 4 and columns 0-3 of 10; a mask that begins at the first pixel has an empty first run."""
+    mask_HW = np.zeros((4, 10), dtype=bool)
+    mask_HW[1:3, 0:4] = True
+    mask = encode_mask(mask_HW)
+    assert (decode_mask(mask) == mask_HW).all()
+    assert measure_mask(mask).xyxy == (0.0, 0.25, 0.4, 0.75)
+    whole = encode_mask(np.ones((2, 3), dtype=bool))
+    assert whole.runs == [0, 6]
+    with pytest.raises(ValueError, match="at least one pixel"):
+        encode_mask(np.zeros((2, 3), dtype=bool))
+
+
+def test_polygons_are_drawn_in_pixels() -> None:
+    """A square with the corners (2, 1) and (5, 3), whose edges belong to it: 4 x 3 pixels."""
+    mask_HW = draw_polygons([[2, 1, 5, 1, 5, 3, 2, 3]], width=8, height=6)
+    assert mask_HW.sum() == 12
+    assert mask_HW[1:4, 2:6].all()
+    with pytest.raises(ValueError, match="three corners"):
+        draw_polygons([[1, 1, 2, 2]], width=8, height=6)
+
+
+@pytest.mark.parametrize(("outside", "expected"), [("dimmed", 60), ("blank", 0)])
+def test_a_cut_out_changes_what_is_outside_the_mask(outside: str, expected: int) -> None:
+    """A grey image of 200; the mask is its left half, at half the resolution. Outside: 200 * 0.3 = 60, or black."""
+    image = Image.new("RGB", (40, 20), (200, 200, 200))
+    mask_HW = np.zeros((10, 20), dtype=bool)
+    mask_HW[:, :10] = True
+    cutout = Cutout(mask=encode_mask(mask_HW), outside=outside)  # type: ignore[arg-type]
+    crop = render_view(image, Box(x0=0.25, y0=0.0, x1=0.75, y1=1.0), None, cutout)
+    pixels_HW = np.asarray(crop.convert("L"))
+    assert pixels_HW.shape == (20, 20)
+    assert (pixels_HW[:, :10] == 200).all()
+    assert (pixels_HW[:, 10:] == expected).all()
+    assert (np.asarray(image) == 200).all()
+
+
+def test_views_with_and_without_a_cut_out_are_cached_apart(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), (90, 90, 90)).save(tmp_path / "a.png")
+    mask_HW = np.zeros((32, 32), dtype=bool)
+    mask_HW[0, 0] = True
+    cutout = Cutout(mask=encode_mask(mask_HW), outside="blank")
+    cut = load_cached_view(tmp_path / "a.png", None, 16, cutout)
+    whole = load_cached_view(tmp_path / "a.png", None, 16)
+    assert np.asarray(whole).min() == 90
+    assert np.asarray(cut).mean() < 5

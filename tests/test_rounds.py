@@ -122,6 +122,19 @@ def test_the_table_has_every_row_and_dashes_for_missing_values(one: Finished) ->
     assert " – " in lines[2]  # the random arm was not evaluated
 
 
+def test_the_table_shows_the_recipes_protocol_first(one: Finished) -> None:
+    """With `parsed` the columns of the arms are by that protocol; exact match is the last column."""
+    results = json.loads(json.dumps(one.results)) | {"protocol": "parsed"}
+    head, _, base, *_ = render_results_table(results).splitlines()
+    titles = [cell.strip() for cell in head.strip("|").split("|")]
+    assert titles[1] == "accuracy (parsed): own region"
+    assert titles[-1] == "accuracy (strict)"
+    cells = [cell.strip() for cell in base.strip("|").split("|")]
+    own = results["rows"][0]["arms"]["written"]
+    assert cells[1].startswith(f"{own['parsed_accuracy']['value']:.3f}")
+    assert cells[-1].startswith(f"{own['accuracy']['value']:.3f}")
+
+
 @pytest.mark.parametrize(
     "lost", ["round-01/candidates.jsonl", "round-01/policy", "round-01/sft/outcomes.jsonl", "results.json"]
 )

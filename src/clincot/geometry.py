@@ -1,4 +1,4 @@
-"""Boxes on images, as normalised xyxy in [0, 1] of the unpadded image.
+"""Boxes and masks on images; boxes are normalised xyxy in [0, 1] of the unpadded image.
 
 All code uses this one unit. Only this module converts boxes to pixels, and to and from the text that a policy writes.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from clincot.fields import FrozenModel, PositiveInt, UnitFloat
 
@@ -67,6 +68,88 @@ class Box(FrozenModel):
 
 
 WHOLE_IMAGE = Box(x0=0.0, y0=0.0, x1=1.0, y1=1.0)
+
+# How the surroundings of a mask are shown in the crop of its region: as they are, darkened, or black.
+Surroundings = Literal["shown", "dimmed", "blank"]
+
+
+class RegionMask(FrozenModel):
+    """The pixels of a region, run-length encoded as in COCO's annotations.
+
+    The runs go column by column and alternate, background first. The mask covers the whole image; it may have another
+    number of pixels. `counts` is COCO's compressed text, as pycocotools writes it (`encode_runs`).
+    """
+
+    size: tuple[PositiveInt, PositiveInt]  # height, width
+    counts: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check_runs(self) -> RegionMask:
+        height, width = self.size
+        runs = self.runs
+        if min(runs) < 0 or sum(runs) != height * width:
+            raise ValueError(f"the runs of a mask of {height} x {width} pixels add up to {sum(runs)}")
+        if not any(runs[1::2]):
+            raise ValueError("a mask needs at least one pixel of its region, got an empty one")
+        return self
+
+    @property
+    def runs(self) -> list[int]:
+        """Lengths of the runs, background first."""
+        return decode_runs(self.counts)
+
+
+class Cutout(FrozenModel):
+    """A mask and what a crop shows outside it."""
+
+    mask: RegionMask
+    outside: Literal["dimmed", "blank"]
+
+
+def cut_out_region(mask: RegionMask | None, outside: Surroundings) -> Cutout | None:
+    """How the crop of a region is cut out; None for a region without a mask or with its surroundings shown."""
+    return None if mask is None or outside == "shown" else Cutout(mask=mask, outside=outside)
+
+
+def encode_runs(runs: Iterable[int]) -> str:
+    """Compress run lengths to text, as COCO does.
+
+    From the fourth run on, the difference to the run two places before is written, in groups of 5 bits with the lowest
+    first; a sixth bit says whether another group follows, and 48 is added to make it a printable character.
+    """
+    lengths = list(runs)
+    characters = []
+    for position, length in enumerate(lengths):
+        rest = length - lengths[position - 2] if position > 2 else length
+        more = True
+        while more:
+            group = rest & 31
+            rest >>= 5
+            more = rest != (-1 if group & 16 else 0)  # the highest bit of the last group is the sign
+            characters.append(chr(48 + (group | 32 * more)))
+    return "".join(characters)
+
+
+def decode_runs(text: str) -> list[int]:
+    """Invert encode_runs. Raises ValueError for text that is none."""
+    runs: list[int] = []
+    value = shift = 0
+    more = False
+    for character in text:
+        group = ord(character) - 48
+        if not 0 <= group < 64:
+            raise ValueError(f"not a run-length code of COCO: the character {character!r}")
+        value |= (group & 31) << shift
+        shift += 5
+        more = bool(group & 32)
+        if not more:
+            if group & 16:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    if more or not runs:
+        raise ValueError("not a run-length code of COCO: it ends within a number")
+    return runs
 
 
 def box_from_xyxy(xyxy: tuple[float, float, float, float]) -> Box:
@@ -142,11 +225,31 @@ def choose_view_side(box: Box) -> float:
     return 0.25 if max(box.x1 - box.x0, box.y1 - box.y0) < 0.35 else 0.5
 
 
-def choose_view_square(box: Box) -> Box:
-    """Compute the square of choose_view_side() around the centre of a box, shifted to be inside the image."""
-    side = choose_view_side(box)
-    x0, y0 = (min(max(c - side / 2, 0.0), 1.0 - side) for c in box.center)
-    return box_from_xyxy((x0, y0, x0 + side, y0 + side))
+def fit_view_side(box: Box, *, aspect: float = 1.0) -> float:
+    """Compute the side of the view that shows a box, as a share of the image's shorter side.
+
+    That of choose_view_side, and for a box that does not fit into half of the image, such as an organ, the box's own
+    longer side, at most 1. `aspect`: the image's width / height in pixels.
+    """
+    longest = max((box.x1 - box.x0) * aspect, box.y1 - box.y0) / min(aspect, 1.0)
+    if longest > 0.5:
+        return min(longest, 1.0)
+    return 0.25 if longest < 0.35 else 0.5
+
+
+def fit_view_square(box: Box, *, aspect: float = 1.0) -> Box:
+    """Compute the square view of a box around its centre, shifted to be inside the image: the ideal crop of a finding.
+
+    It is square in pixels; a box that is longer than the image's shorter side is shown to its ends (crop_square).
+    `aspect`: see fit_view_side.
+    """
+    side = fit_view_side(box, aspect=aspect)
+    if side > 0.5:
+        return crop_square(box, min_side=side, aspect=aspect)
+    width, height = side * min(aspect, 1.0) / aspect, side * min(aspect, 1.0)
+    x, y = box.center
+    x0, y0 = min(max(x - width / 2, 0.0), 1.0 - width), min(max(y - height / 2, 0.0), 1.0 - height)
+    return box_from_xyxy((x0, y0, x0 + width, y0 + height))
 
 
 def box_to_text(box: Box) -> str:

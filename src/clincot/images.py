@@ -16,17 +16,19 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import numpy.typing as npt
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from clincot.errors import InvalidInput
-from clincot.geometry import WHOLE_IMAGE, Box, box_to_pixels
+from clincot.geometry import WHOLE_IMAGE, Box, Cutout, RegionMask, box_from_pixels, box_to_pixels, encode_runs
 
 
 class InvalidImage(InvalidInput):
@@ -47,6 +49,8 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+
+DIMMED_SHARE = 0.3  # of the brightness that remains outside a mask that is cut out with `dimmed`
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_MAGIC = b"\xff\xd8\xff"
@@ -79,13 +83,13 @@ def measure_image(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[
         return image.size
 
 
-def render_view(image: Image.Image, box: Box | None, side_px: int | None) -> Image.Image:
+def render_view(image: Image.Image, box: Box | None, side_px: int | None, cutout: Cutout | None = None) -> Image.Image:
     """Render what a model sees: the whole image (box None or WHOLE_IMAGE) or a crop, with longest side `side_px`.
 
     side_px None keeps the size; otherwise smaller images are enlarged. The crop is cut before it is resized, so no
     pixel outside the box enters the view. Resizing uses Pillow's bicubic filter, which antialiases when it shrinks,
-    and keeps the proportions to the nearest pixel. Returns a new image. Raises ValueError unless `image` is RGB and
-    side_px is positive.
+    and keeps the proportions to the nearest pixel. A cutout darkens or blackens what is outside its mask, before the
+    crop is resized. Returns a new image. Raises ValueError unless `image` is RGB and side_px is positive.
     """
     if image.mode != "RGB":
         raise ValueError(f"view expects an RGB image, as open_image returns it, got mode {image.mode!r}")
@@ -95,6 +99,8 @@ def render_view(image: Image.Image, box: Box | None, side_px: int | None) -> Ima
         view = image.copy()
     else:
         view = image.crop(box_to_pixels(box, width=image.width, height=image.height))
+    if cutout is not None:
+        view = _cut_out(view, box or WHOLE_IMAGE, image.size, cutout)
     longest = max(view.size)
     if side_px is None or side_px == longest:
         return view
@@ -102,8 +108,57 @@ def render_view(image: Image.Image, box: Box | None, side_px: int | None) -> Ima
     return view.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def load_cached_view(path: Path, box: Box | None, side_px: int | None) -> Image.Image:
-    """Return `render_view(open_image(path), box, side_px)`, cached. Raises InvalidImage.
+def _cut_out(view: Image.Image, box: Box, size: tuple[int, int], cutout: Cutout) -> Image.Image:
+    """The view with its surroundings of the mask changed; `size`: of the whole image, in pixels."""
+    mask_HW = decode_mask(cutout.mask)
+    x0, y0, x1, y1 = box_to_pixels(box, width=size[0], height=size[1])  # the crop's own edges
+    across, down = mask_HW.shape[1] / size[0], mask_HW.shape[0] / size[1]
+    stencil = Image.fromarray(mask_HW.astype(np.uint8) * 255).resize(
+        view.size, Image.Resampling.NEAREST, box=(x0 * across, y0 * down, x1 * across, y1 * down)
+    )
+    share = DIMMED_SHARE if cutout.outside == "dimmed" else 0.0
+    return Image.composite(view, view.point(lambda value: value * share), stencil)
+
+
+def encode_mask(mask_HW: npt.NDArray[np.bool_]) -> RegionMask:
+    """Run-length encode a mask of the whole image. Raises ValueError if it is empty or not two-dimensional."""
+    if mask_HW.ndim != 2 or mask_HW.size == 0:
+        raise ValueError(f"expected a mask with rows and columns, got the shape {mask_HW.shape}")
+    flat = np.asarray(mask_HW, dtype=bool).ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges = [0, *[0] * bool(flat[0]), *(int(change) for change in changes), flat.size]  # a background run comes first
+    runs = [after - before for before, after in pairwise(edges)]
+    return RegionMask(size=(mask_HW.shape[0], mask_HW.shape[1]), counts=encode_runs(runs))
+
+
+def decode_mask(mask: RegionMask) -> npt.NDArray[np.bool_]:
+    """The mask as an array (H, W)."""
+    runs = mask.runs
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(mask.size, order="F")
+
+
+def draw_polygons(polygons: Sequence[Sequence[float]], *, width: int, height: int) -> npt.NDArray[np.bool_]:
+    """A mask (H, W) of polygons, each x0, y0, x1, y1, … in pixels, as in COCO's annotations."""
+    picture = Image.new("1", (width, height))
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"a polygon needs at least three corners x, y, got {len(polygon)} numbers")
+        ImageDraw.Draw(picture).polygon([float(number) for number in polygon], fill=1)
+    return np.asarray(picture, dtype=bool)
+
+
+def measure_mask(mask: RegionMask) -> Box:
+    """The bounding box of a mask, including its outermost pixels."""
+    height, width = mask.size
+    rows, columns = np.nonzero(decode_mask(mask))
+    return box_from_pixels(
+        int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1, width=width, height=height
+    )
+
+
+def load_cached_view(path: Path, box: Box | None, side_px: int | None, cutout: Cutout | None = None) -> Image.Image:
+    """Return `render_view(open_image(path), box, side_px, cutout)`, cached. Raises InvalidImage.
 
     The cache holds the last 4 decoded files and the last 256 resized views. A file that has changed on disk is read
     again. The image is shared with later callers: copy it before drawing on it.
@@ -114,8 +169,8 @@ def load_cached_view(path: Path, box: Box | None, side_px: int | None) -> Image.
         raise InvalidImage(f"{path}: expected a PNG or JPEG file, but {_describe_os_error(error)}") from error
     version = (str(path), stat.st_mtime_ns, stat.st_size)
     if side_px is None:  # of any size, so it is not cached as a view
-        return render_view(_load_cached_image(version), box, None)
-    return _render_cached_view(version, None if box == WHOLE_IMAGE else box, side_px)
+        return render_view(_load_cached_image(version), box, None, cutout)
+    return _render_cached_view(version, None if box == WHOLE_IMAGE else box, side_px, cutout)
 
 
 @lru_cache(maxsize=4)
@@ -124,8 +179,10 @@ def _load_cached_image(version: tuple[str, int, int]) -> Image.Image:
 
 
 @lru_cache(maxsize=256)
-def _render_cached_view(version: tuple[str, int, int], box: Box | None, side_px: int) -> Image.Image:
-    return render_view(_load_cached_image(version), box, side_px)
+def _render_cached_view(
+    version: tuple[str, int, int], box: Box | None, side_px: int, cutout: Cutout | None
+) -> Image.Image:
+    return render_view(_load_cached_image(version), box, side_px, cutout)
 
 
 @contextmanager

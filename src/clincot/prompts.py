@@ -28,6 +28,7 @@ from clincot.fields import FrozenModel
 from clincot.geometry import (
     WHOLE_IMAGE,
     Box,
+    Cutout,
     RegionForm,
     SmartResize,
     box_from_xyxy,
@@ -113,12 +114,14 @@ class ImageView:
     sha256: str  # of the image file
     box: Box | None = None  # None: the whole image
     side_px: int | None = None
+    cutout: Cutout | None = None  # what is shown outside a mask; None: everything
 
     @cached_property
     def key(self) -> str:
         """Identifies the content of the view, independent of the file's path."""
         box = "" if self.box is None else ",".join(f"{v:.4f}" for v in self.box.xyxy)
-        return f"{self.sha256}:{box}:{self.side_px}"
+        cut = "" if self.cutout is None else f":{hash_json(self.cutout.model_dump(mode='json'))[:20]}"
+        return f"{self.sha256}:{box}:{self.side_px}{cut}"
 
 
 @dataclass(frozen=True)
@@ -309,10 +312,15 @@ def build_whole_views(study: Study, folder: Path, views: PromptFormat) -> tuple[
     return tuple(tiles)
 
 
-def build_crop_view(study: Study, folder: Path, views: PromptFormat, box: Box) -> ImageView:
-    """Build the view of a region: its square crop (geometry.crop_square) at the checkpoint's crop size."""
+def build_crop_view(
+    study: Study, folder: Path, views: PromptFormat, box: Box, cutout: Cutout | None = None
+) -> ImageView:
+    """Build the view of a region: its square crop (geometry.crop_square) at the checkpoint's crop size.
+
+    cutout: what the crop shows outside the region's mask.
+    """
     shown = box if box == WHOLE_IMAGE else crop_square(box, min_side=views.min_crop, aspect=study.width / study.height)
-    return ImageView(str(folder / study.image), study.sha256, shown, views.crop_px)
+    return ImageView(str(folder / study.image), study.sha256, shown, views.crop_px, cutout)
 
 
 def compute_region_size(study: Study, views: PromptFormat) -> tuple[int, int]:
@@ -366,6 +374,7 @@ class ChainStep:
     written: bool  # the policy wrote the region itself
     answer: str | None = None
     report: bool = False  # the answer is a whole report
+    cutout: Cutout | None = None  # of a region with a mask
 
 
 def answer_prompt(
@@ -375,7 +384,7 @@ def answer_prompt(
     region = Turn("assistant", format_region(step.box, study, views), action=step.written)
     wording = get_template(views)
     text = (wording.report if step.report else wording.crop).format(question=step.question)
-    return (*opening, region, Turn("user", text, (build_crop_view(study, folder, views, step.box),)))
+    return (*opening, region, Turn("user", text, (build_crop_view(study, folder, views, step.box, step.cutout),)))
 
 
 def chain_prompt(study: Study, folder: Path, views: PromptFormat, steps: Sequence[ChainStep]) -> Conversation:
@@ -401,12 +410,19 @@ def with_answer(conversation: Conversation, answer: str) -> Conversation:
 
 
 def judge_prompt(
-    study: Study, folder: Path, views: PromptFormat, *, question: str, answer: str, box: Box
+    study: Study,
+    folder: Path,
+    views: PromptFormat,
+    *,
+    question: str,
+    answer: str,
+    box: Box,
+    cutout: Cutout | None = None,
 ) -> Conversation:
     """Build the prompt that asks a judge about a candidate: image, crop, question and proposed answer only."""
     region = format_region(box, study, views)
     text = get_template(views).judge.format(question=question, answer=answer, region=region)
-    images = (*build_whole_views(study, folder, views), build_crop_view(study, folder, views, box))
+    images = (*build_whole_views(study, folder, views), build_crop_view(study, folder, views, box, cutout))
     return (Turn("user", text, images),)
 
 
@@ -455,6 +471,11 @@ def finding_prompt(study: Study, folder: Path, views: PromptFormat, *, finding: 
     """Build the prompt that asks whether a region shows a finding, for the sliding-window grounder."""
     text = get_template(views).finding.format(finding=finding)
     return (Turn("user", text, (build_crop_view(study, folder, views, box),)),)
+
+
+def fill_segmenter_prompt(template: str, finding: str, study: Study) -> str:
+    """The text for a segmentation model: {finding} and {modality} filled in, such as "nodule in chest x-ray"."""
+    return template.replace("{finding}", finding).replace("{modality}", study.modality or "medical image")
 
 
 def hash_prompt(views: PromptFormat, *, report: bool = False) -> str:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from clincot.fields import FiniteFloat, FrozenModel, NonEmptyStr, Sha256, UnitFloat
-from clincot.geometry import Box
+from clincot.geometry import Box, Cutout, RegionMask, Surroundings, cut_out_region
 
 OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # the names of a multiple-choice question's options, in their order
 
@@ -123,6 +123,14 @@ class Reference(Record):
     answer: Annotated[str, Field(min_length=1, pattern=r"\S")]
     boxes: tuple[Box, ...] = ()  # regions that show the answer; empty: unknown, or the finding is absent
     finding: str = ""
+    # The pixels of each box, in order; null where only the box is known. Absent without any.
+    masks: Annotated[tuple[RegionMask | None, ...], Field(exclude_if=lambda value: not value)] = ()
+
+    @model_validator(mode="after")
+    def _check_masks(self) -> Self:
+        if self.masks and len(self.masks) != len(self.boxes):
+            raise ValueError(f"masks belong to boxes, one each, got {len(self.masks)} and {len(self.boxes)}")
+        return self
 
 
 class Region(Record):
@@ -135,6 +143,15 @@ class Region(Record):
     box: Box
     confidence: UnitFloat
     grounder: NonEmptyStr  # "windows", "relevance", "written", "http", "oracle", "random", "whole"
+    # The pixels of the region, if its grounder segments, and how its crop shows the surroundings of the mask. Absent
+    # without a mask, or where the surroundings are shown.
+    mask: Annotated[RegionMask | None, Field(exclude_if=lambda value: value is None)] = None
+    outside: Annotated[Surroundings, Field(exclude_if=lambda value: value == "shown")] = "shown"
+
+    @property
+    def cutout(self) -> Cutout | None:
+        """How the region's crop is cut out; None: it shows the whole square."""
+        return cut_out_region(self.mask, self.outside)
 
 
 class Candidate(Record):

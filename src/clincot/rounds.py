@@ -27,17 +27,30 @@ from typing import Any, Literal
 
 import yaml
 
+from clincot.clients.trackers import check_trackers
 from clincot.config import Params, TrainConfig, resolve_path
 from clincot.datasets.folder import STUDIES
 from clincot.datasets.reports import REPORTS_FILE
 from clincot.errors import InvalidInput
+from clincot.evaluation.answer_protocols import choose_headline
+from clincot.evaluation.benchmark import Benchmark
+from clincot.evaluation.benchmark_report import METRIC_HEADINGS, grade_arm
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import InvalidRecord, atomic_write, read_records, write_json
 from clincot.preferences.versions.tags import DataOrigin
 from clincot.processes import BackgroundWorker, background_worker
-from clincot.records import BenchmarkReport, Decision, Outcome
+from clincot.records import BenchmarkReport, Decision, Interval, Outcome
 from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
-from clincot.runs.layout import ORIGIN_FILE, PAIRS_REPORT_FILE, PANEL_REPORT_FILE, VERSION_FILE
+from clincot.reporting.tracking import TrackedFiles, describe_tracked_run, track_step
+from clincot.runs.layout import (
+    BENCHMARK_REPORT_FILE,
+    DECISION_FILE,
+    ORIGIN_FILE,
+    PAIRS_REPORT_FILE,
+    PANEL_REPORT_FILE,
+    TRAIN_LOG_FILE,
+    VERSION_FILE,
+)
 from clincot.stages.base import Metrics
 from clincot.stages.runner import run_stage
 from clincot.text import format_count, format_interval
@@ -69,6 +82,7 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
     plan.run.mkdir(parents=True, exist_ok=True)
     start_run(plan)
     _evaluate_policy(plan, plan.policy, plan.run / "base")
+    _track_round(plan, 0, plan.run / "base")
     champion: dict[str, Any] = {
         "round": 0,
         "policy": str(plan.policy),
@@ -89,6 +103,7 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
             if worker is None:
                 comparisons = _train_comparisons(plan, folder, preferences, comparisons, None)
             decision = _decide_promotion(plan, number, folder, Path(champion["outcomes"]))
+            _track_round(plan, number, folder)
             if decision.verdict == "promote":
                 champion = {"round": number, "policy": str(challenger), "outcomes": str(folder / "outcomes.jsonl")}
                 promotions.append({"round": number, "decision": decision.id})
@@ -230,6 +245,24 @@ def _evaluate_policy(plan: Plan, policy: Path, folder: Path) -> Metrics:
     return run_stage("evaluate", config, inputs, outputs)
 
 
+def _track_round(plan: Plan, number: int, folder: Path) -> None:
+    """Log the metrics of a round, or of the base policy as round 0, to the trackers of the plan."""
+    config = plan.params.tracking
+    if not config.to:
+        return
+    files = TrackedFiles(folder / BENCHMARK_REPORT_FILE)
+    if number:
+        files = TrackedFiles(
+            folder / BENCHMARK_REPORT_FILE,
+            train_log=folder / "policy" / TRAIN_LOG_FILE,
+            decision=folder / DECISION_FILE,
+            panel_report=folder / PANEL_REPORT_FILE,
+            pair_report=folder / PAIRS_REPORT_FILE,
+        )
+    run = describe_tracked_run(plan.params, name=plan.run.name, folder=plan.run / "tracking")
+    track_step(config, run, files, step=number, marker=folder / "tracked.json")
+
+
 def _find_training_reports(plan: Plan) -> Path | None:
     """Return the data set's reports if the benchmark asks for reports; R2Gen's protocol needs their vocabulary."""
     from clincot.datasets.folder import load_questions
@@ -285,6 +318,7 @@ def collect_results(plan: Plan) -> dict[str, Any]:
         "gains": [{"row": row, **_compute_gains(plan, folder)} for row, folder in folders.items() if row != "base"],
         "decisions": decisions,
         "recipe": plan.params.describe_recipe(),
+        "protocol": plan.params.decide.protocol,
     }
 
 
@@ -343,7 +377,29 @@ def _compute_gains(plan: Plan, folder: Path) -> dict[str, Any]:
                 outcomes, base, benchmark.clusters, metric=metric, seed=plan.params.evaluate.seed
             )
             gains.setdefault(arm, {})[metric] = difference.model_dump(mode="json")
+        if plan.params.decide.protocol != "strict":
+            headline = choose_headline(plan.params.decide.protocol, METRIC_HEADINGS)
+            difference = _compare_grades(plan, benchmark, headline, outcomes, base)
+            gains[arm][headline] = difference.model_dump(mode="json")
     return gains
+
+
+def _compare_grades(
+    plan: Plan, benchmark: Benchmark, metric: str, outcomes: Sequence[Outcome], base: Sequence[Outcome]
+) -> Interval:
+    """The paired difference in a metric of answers, over the questions to which it applies."""
+    from clincot.evaluation.intervals import paired_difference
+
+    arm = outcomes[0].arm if outcomes else ""
+    scored, before = (grade_arm(side, arm, metric, benchmark) for side in (outcomes, base))
+    common = [question for question in benchmark.clusters if question in scored and question in before]
+    return paired_difference(
+        [scored[question] for question in common],
+        [before[question] for question in common],
+        [benchmark.clusters[question] for question in common],
+        seed=plan.params.evaluate.seed,
+        resamples=plan.params.evaluate.resamples,
+    )
 
 
 def _read_outcomes(folder: Path, arm: str) -> list[Outcome]:
@@ -354,6 +410,8 @@ def _check_plan(plan: Plan) -> None:
     """Check what would otherwise fail hours later, or only after run.json is written. Raises InvalidInput."""
     from clincot.models.load import check_checkpoint_exists
 
+    check_trackers(plan.params.tracking.to, setting="tracking.to")
+    check_trackers(plan.params.train.report_to, setting="train.report_to")
     arms = plan.params.evaluate.arms
     if plan.params.decide.arm not in arms:
         raise InvalidInput(f"decide.arm is {plan.params.decide.arm!r}, which evaluate.arms {arms} does not measure")
@@ -417,20 +475,28 @@ def render_results_table(
 ) -> str:
     """Render the results as a Markdown table, a row per policy and one for the blind baseline.
 
-    The columns are the accuracy of every arm, `served` only if it was measured (ROUGE-L if all questions ask for
-    reports), and hit rate, IoU and share of malformed replies of the policy's own regions.
+    The columns are the accuracy of every arm by the recipe's protocol, `served` only if it was measured (ROUGE-L if all
+    questions ask for reports), and of the policy's own regions hit rate, IoU and share of malformed replies; with
+    another protocol than strict, also their accuracy by exact match.
     """
     measured = set(chain.from_iterable(row["arms"] for row in results["rows"]))
     arms = [arm for arm in arms if arm != "served" or arm in measured]
     blind = results["blind"]["arms"]["blind"]
-    metric, label = ("accuracy", "accuracy") if "accuracy" in blind else ("raw/rouge_l", "ROUGE-L")
+    metric, label = "raw/rouge_l", "ROUGE-L"
+    if "accuracy" in blind:
+        metric = choose_headline(results.get("protocol", "strict"), blind)
+        label = "accuracy" if metric == "accuracy" else METRIC_HEADINGS[metric]
+    own_metrics = ["hit_rate", "iou", "off_format"]
+    columns = ["own region: hit-rate", "IoU", "off format"]
+    if metric not in ("accuracy", "raw/rouge_l"):
+        own_metrics.append("accuracy")
+        columns.append(METRIC_HEADINGS["accuracy"])
     rows = []
     for row in results["rows"]:
         values = {arm: read_interval(metrics.get(metric)) for arm, metrics in row["arms"].items()}
         own = row["arms"].get("written", {})
-        further = [format_interval(read_interval(own.get(name))) for name in ("hit_rate", "iou", "off_format")]
+        further = [format_interval(read_interval(own.get(name))) for name in own_metrics]
         rows.append(ResultsRow(row["row"], values, further))
-    columns = ("own region: hit-rate", "IoU", "off format")
     return render_table(ResultsTable(label, arms, rows, read_interval(blind.get(metric)), columns))
 
 

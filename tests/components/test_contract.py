@@ -20,7 +20,7 @@ from clincot.components import IMAGE
 from clincot.config import FrozenConfig, Params
 from clincot.jsonl import write_records
 from clincot.pipelines import tasks
-from clincot.pipelines.cluster_settings import GPU_TASKS, TASK_NAMES, TASK_STAGES
+from clincot.pipelines.cluster_settings import COMPARISON_TASKS, GPU_TASKS, TASK_NAMES, TASK_STAGES
 from clincot.pipelines.round_files import PREFERENCE_FILES, RESULT_FILES, DecisionFiles, RoundOrder, name_files
 from clincot.pipelines.round_plan import RoundPlan
 from clincot.pipelines.run_component import load_component
@@ -70,7 +70,7 @@ def interface(name: str) -> tuple[dict[str, str], dict[str, str]]:
 
 def test_there_is_a_component_a_task() -> None:
     found = {path.parent.name for path in FOLDER.glob("*/component.py")}
-    assert found == set(TASK_NAMES)
+    assert found == {*TASK_NAMES, *COMPARISON_TASKS}
 
 
 def test_every_stage_runs_in_a_task() -> None:
@@ -81,15 +81,15 @@ def test_every_stage_runs_in_a_task() -> None:
 
 def test_only_the_first_task_receives_sections() -> None:
     """Elsewhere a section would stand in eight places of the Workflow object for each task."""
-    for name in TASK_NAMES:
+    for name in (*TASK_NAMES, *COMPARISON_TASKS):
         inputs, _ = interface(name)
-        assert ("Dict" in inputs.values()) == (name == "preflight"), name
+        assert ("Dict" in inputs.values()) == (name in ("preflight", "start_comparison")), name
     inputs, _ = interface("preflight")
     assert {one for one, kind in inputs.items() if kind == "Dict"} == {
         *Params.model_fields,
         "service",
         "launch",
-    } - {"models", "recipe", "serve"}  # the sections carry what `models` and `serve` say
+    } - {"models", "recipe", "serve", "tracking"}  # sections carry what `models` and `serve` say
 
 
 def test_every_other_task_of_a_round_gets_the_address_of_its_settings() -> None:
@@ -125,7 +125,7 @@ def test_a_task_has_few_artifacts() -> None:
         assert len(written) <= 3, name
 
 
-@pytest.mark.parametrize("name", sorted(TASK_NAMES))
+@pytest.mark.parametrize("name", sorted([*TASK_NAMES, *COMPARISON_TASKS]))
 def test_a_body_only_calls_the_library(name: str) -> None:
     text = (FOLDER / name / "component.py").read_text(encoding="utf-8")
     (function,) = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]

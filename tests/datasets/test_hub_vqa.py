@@ -30,6 +30,8 @@ from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
 from clincot.datasets.jsonl_vqa import ingest_jsonl
 from clincot.datasets.tables import iter_table_rows
 from clincot.errors import InvalidInput
+from clincot.geometry import box_from_pixels
+from clincot.images import encode_mask
 from clincot.jsonl import InvalidRecord
 
 
@@ -262,6 +264,25 @@ def test_a_row_may_have_fewer_options_than_the_table(tmp_path: Path) -> None:
     assert [answer for _, _, answer in read_back(tmp_path / "out")] == ["Fundus photography", "Yes"]
 
 
+def test_masks_of_a_table_are_kept_with_their_boxes(tmp_path: Path) -> None:
+    """A list of COCO's run-length codes in the column `masks`; the second row has polygons and no box of its own."""
+    write_images(tmp_path, ["a.png"])
+    width, height = Image.open(tmp_path / "a.png").size
+    mask_HW = np.zeros((height, width), dtype=bool)
+    mask_HW[1:3, 2:6] = True
+    mask = encode_mask(mask_HW)
+    box = box_from_pixels(2, 1, 6, 3, width=width, height=height)
+    row = {"image": "a.png", "answer": "lung"}
+    size = [height, width]
+    table = [
+        row | {"question": "Where?", "boxes": [box.xyxy], "masks": [{"size": size, "counts": mask.counts}]},
+        row | {"question": "What?", "masks": [{"size": size, "polygons": [[2, 1, 5, 1, 5, 2, 2, 2]]}]},
+    ]
+    write_json(tmp_path / "rows.json", table)
+    ingest_hf(tmp_path / "rows.json", tmp_path / "out")
+    assert [(one.boxes, one.masks) for one in load_references(tmp_path / "out")] == [((box,), (mask,))] * 2
+
+
 def test_several_images_keep_their_order_and_roles(tmp_path: Path) -> None:
     """MedXpertQA's options are also in the question's text; they are shown once."""
     ingest_hf(medxpertqa(tmp_path / "medx"), tmp_path / "out")
@@ -357,6 +378,8 @@ def test_unknown_columns_are_listed_with_the_remedy() -> None:
         ({"question": " "}, "question: it is empty"),
         ({"answer": True, "options": None}, "answer: expected text, got bool"),
         ({"boxes": [[5, 5, 90, 90]]}, "boxes: expected a list of"),
+        ({"masks": [{"size": [4, 4], "counts": "?"}]}, "masks: the runs of a mask of 4 x 4 pixels add up to"),
+        ({"masks": {"size": [4, 4]}}, "masks: expected a mask: "),
     ],
 )
 def test_a_bad_row_is_refused_and_says_why(change: dict[str, Any], reason: str, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from clincot.datasets.ingest.row_pipeline import RowSplit as Split
 from clincot.datasets.jsonl_vqa import ingest_jsonl
 from clincot.errors import InvalidInput
 from clincot.evaluation.read_benchmark import read_benchmark
-from clincot.images import ImageLimits, open_image
+from clincot.geometry import box_from_pixels
+from clincot.images import ImageLimits, encode_mask, open_image
 from clincot.jsonl import InvalidRecord
 from clincot.records import Question, hash_json
 from clincot.stages.prepare import prepare
@@ -141,6 +142,25 @@ def test_sixteen_bit_and_cmyk_images_are_taken_over_as_they_are(source: Path, tm
         assert open_image(copied).size == (study.width, study.height)
 
 
+@pytest.mark.parametrize("form", ["compressed", "list", "polygons"])
+def test_masks_as_coco_writes_them(source: Path, tmp_path: Path, form: str) -> None:
+    """Without boxes, the mask's own is taken: columns 3 to 8 and rows 2 to 5 of 12 x 8 pixels."""
+    width, height = Image.open(source / "a.png").size
+    mask_HW = np.zeros((height, width), dtype=bool)
+    mask_HW[2:6, 3:9] = True
+    mask = encode_mask(mask_HW)
+    forms: dict[str, dict[str, Any]] = {
+        "compressed": {"counts": mask.counts},
+        "list": {"counts": mask.runs},
+        "polygons": {"polygons": [[3, 2, 8, 2, 8, 5, 3, 5]]},
+    }
+    given = {"size": [height, width], **forms[form]}
+    ingest_jsonl(rows(source, ROW | {"masks": [given]}), tmp_path / "out")
+    (reference,) = load_references(tmp_path / "out")
+    assert reference.masks == (mask,)
+    assert reference.boxes == (box_from_pixels(3, 2, 9, 6, width=width, height=height),)
+
+
 def test_questions_of_one_image_share_a_study(source: Path, tmp_path: Path) -> None:
     (source / "copy of a.png").write_bytes((source / "a.png").read_bytes())
     path = rows(
@@ -233,6 +253,10 @@ def test_a_report_that_does_not_add_up_is_refused(source: Path, tmp_path: Path) 
         ({"answer": True}, "answer: Input should be a valid string (got True). Write the answer as text"),
         ({"answer": 2.5}, "answer: Input should be a valid string (got 2.5)"),
         ({"answer": ["yes"]}, "answer: Input should be a valid string (got ['yes'])"),
+        ({"masks": [{"size": [8, 12], "counts": "00"}]}, "masks.0: the runs of a mask of 8 x 12 pixels add up to 0"),
+        ({"masks": [{"size": [8, 8], "counts": [4, 60]}]}, "masks: expected the image's proportions (12 x 8), got 8 x"),
+        ({"masks": [{"size": [8, 12]}]}, "expected a mask with either counts or polygons"),
+        ({"masks": [{"size": [8, 12], "counts": [4, 92]}], "boxes": [[0, 0, 1, 1]] * 2}, "1 masks and 2 boxes"),
         (
             {"kind": "multiple"},
             """kind: Input should be 'closed', 'open', 'report' or 'choice' (got 'multiple'). Write """,

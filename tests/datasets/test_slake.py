@@ -16,6 +16,7 @@ from clincot.datasets.slake import ingest_slake
 from clincot.datasets.slake_boxes import find_answer_boxes, find_labels, normalize_box, read_detections
 from clincot.evaluation.grounding import best_iou, hits_reference
 from clincot.geometry import Box, box_from_xyxy
+from clincot.images import decode_mask, measure_mask
 from clincot.jsonl import InvalidRecord
 
 WIDTH, HEIGHT = 100, 80
@@ -203,6 +204,33 @@ def test_boxes_of_what_is_asked_for(tmp_path: Path) -> None:
     assert findings == ["lung", "lung", "heart", "", ""]
     assert "boxes that mask.png confirms (IoU at least 0.75): 9" in report.notes  # three images of three
     assert "questions with boxes: 3" in report.notes
+
+
+def test_masks_of_what_is_asked_for(tmp_path: Path) -> None:
+    """Each box's mask is the part of mask.png that it agrees with; one without such a part has none.
+
+    The heart's pixels are columns 40 to 59 and rows 30 to 59; its mask replaces none of the lungs'. The fourth box, 10
+    pixels away from the heart, agrees with nothing.
+    """
+    rows = [
+        row(1, 0, question="Where is the heart?", answer="Center", answer_type="OPEN"),
+        row(2, 0, question="Are the lungs healthy?", answer="No"),
+        row(3, 0, question="Is there a liver?", answer="Yes"),
+    ]
+    source = release(tmp_path / "slake", train=rows)
+    detections = source / "imgs" / "xmlab0" / "detection.json"
+    detections.write_text(json.dumps([*LUNGS, {"Liver": [0, 70, 5, 5]}]))
+    report = ingest_slake(source, tmp_path / "out")
+    heart, lungs, liver = load_references(tmp_path / "out" / "train")
+    expected = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    expected[30:60, 40:60] = True
+    assert [box.xyxy for box in heart.boxes] == [HEART]
+    assert heart.masks[0] is not None
+    assert (decode_mask(heart.masks[0]) == expected).all()
+    assert [measure_mask(mask).xyxy for mask in lungs.masks if mask] == [LEFT, RIGHT]
+    assert liver.boxes
+    assert liver.masks == ()
+    assert "questions with a mask: 2" in report.notes
 
 
 def test_boxes_give_hit_and_iou(tmp_path: Path) -> None:

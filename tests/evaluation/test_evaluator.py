@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from clincot.config import EvaluateConfig, ProposeConfig, ServeConfig
 from clincot.datasets.folder import StudyIndex
@@ -15,8 +17,10 @@ from clincot.evaluation.benchmark import Benchmark
 from clincot.evaluation.evaluator import collect_answer_spaces, evaluate_policy
 from clincot.evaluation.read_benchmark import read_benchmark
 from clincot.generation.visual_cot import ImageQuestion, answer_question, measure_leads
-from clincot.geometry import WHOLE_IMAGE, choose_view_square, compute_coverage
+from clincot.geometry import WHOLE_IMAGE, box_from_pixels, compute_coverage, fit_view_square
+from clincot.images import encode_mask, measure_mask
 from clincot.jsonl import write_records
+from clincot.models.encoding import read_picture
 from clincot.models.protocols import Generation
 from clincot.prompts import Conversation
 from clincot.records import Outcome, Question, Reference
@@ -100,7 +104,7 @@ def test_every_arm_answers_every_question_in_order(benchmark: Benchmark, folder:
 
 def test_oracle_uses_the_keys_box_and_whole_the_image(benchmark: Benchmark, folder: Path) -> None:
     for o in outcomes(Reader(), benchmark, folder, "oracle"):
-        assert o.box == choose_view_square(benchmark.references[o.question].boxes[0])
+        assert o.box == fit_view_square(benchmark.references[o.question].boxes[0])
         assert o.hit is True
         assert o.iou == 1.0  # the square that looks at the box is what is shown
     assert {o.box for o in outcomes(Reader(), benchmark, folder, "whole")} == {WHOLE_IMAGE}
@@ -112,7 +116,7 @@ def test_wrong_misses_the_finding_at_the_oracles_size(benchmark: Benchmark, fold
         (box,) = benchmark.references[o.question].boxes
         assert compute_coverage(box, by=o.box) == 0
         assert o.hit is False
-        assert o.box.x1 - o.box.x0 == pytest.approx(choose_view_square(box).x1 - choose_view_square(box).x0, abs=2e-4)
+        assert o.box.x1 - o.box.x0 == pytest.approx(fit_view_square(box).x1 - fit_view_square(box).x0, abs=2e-4)
 
 
 def test_random_is_as_large_and_anywhere(benchmark: Benchmark, folder: Path) -> None:
@@ -131,7 +135,7 @@ def test_shuffled_shows_another_patient_at_the_oracles_box(benchmark: Benchmark,
     shown = [conversation[0].pictures[0].path for conversation in policy.asked]
     for o, path in zip(made, shown, strict=True):
         assert patients[path] != benchmark.clusters[o.question]
-        assert o.box == choose_view_square(benchmark.references[o.question].boxes[0])
+        assert o.box == fit_view_square(benchmark.references[o.question].boxes[0])
     with pytest.raises(ValueError, match=r"'shuffled' needs images of two patients, all are of 'p0'"):
         outcomes(Reader(), benchmark, folder, "shuffled", limit=4)
 
@@ -139,9 +143,7 @@ def test_shuffled_shows_another_patient_at_the_oracles_box(benchmark: Benchmark,
 def test_only_the_controls_know_the_key(benchmark: Benchmark, folder: Path) -> None:
     """The same questions with another key: every box somewhere else, every answer another."""
     moved = {
-        name: Reference(
-            question=name, answer="other", boxes=(choose_view_square(WHOLE_IMAGE),), finding=reference.finding
-        )
+        name: Reference(question=name, answer="other", boxes=(fit_view_square(WHOLE_IMAGE),), finding=reference.finding)
         for name, reference in benchmark.references.items()
     }
     other = Benchmark(benchmark.questions, moved, benchmark.clusters, benchmark.digest)
@@ -236,6 +238,52 @@ def test_controls_of_an_absent_finding_have_its_usual_size(benchmark: Benchmark,
     for o in (o for o in made if o.question == first):
         assert (o.hit, o.iou) == (None, None)
         assert o.box.x1 - o.box.x0 == pytest.approx(0.25, abs=2e-4)
+
+
+def test_the_oracle_fits_an_organ_of_a_film_that_is_not_square(tmp_path: Path) -> None:
+    """A film of 160 x 80. The lung is 72 x 64 px: the square of 72 px around its centre (76, 40), IoU 1 with itself.
+
+    `wrong` and `random` have the same 72 px, .9 of the film's height and .45 of its width.
+    """
+    made = tiny.write_set(tmp_path / "data", studies=2, shapes=((160, 80),))
+    lung = box_from_pixels(40, 8, 112, 72, width=160, height=80)
+    key = {
+        name: Reference(question=name, answer=reference.answer, boxes=(lung,), finding="lung")
+        for name, reference in read_benchmark(made).references.items()
+    }
+    plain = read_benchmark(made)
+    organs = Benchmark(plain.questions, key, plain.clusters, "d")
+    square = box_from_pixels(40, 4, 112, 76, width=160, height=80)
+    for o in outcomes(Reader(), organs, made, "oracle"):
+        assert o.box == square
+        assert (o.hit, o.iou) == (True, 1.0)
+    for o in outcomes(Reader(), organs, made, "random", "wrong"):
+        width, height = o.box.x1 - o.box.x0, o.box.y1 - o.box.y0
+        assert (width, height) == (pytest.approx(0.45, abs=2e-4), pytest.approx(0.9, abs=2e-4))
+
+
+def test_the_oracle_cuts_out_the_keys_mask(tmp_path: Path) -> None:
+    """With mask_outside: blank, the oracle shows the pixels of the mask only, and other arms show whole squares."""
+    made = tiny.write_set(tmp_path / "data", studies=1)
+    plain = read_benchmark(made)
+    mask_HW = np.zeros((tiny.SIDE, tiny.SIDE), dtype=bool)
+    mask_HW[20:50, 30:60] = True
+    mask = encode_mask(mask_HW)
+    key = {
+        name: Reference(question=name, answer="yes", boxes=(measure_mask(mask),), masks=(mask,))
+        for name in plain.references
+    }
+    config = EvaluateConfig.model_validate(
+        {"arms": ["oracle", "random"], "propose": PROPOSE.model_dump() | {"mask_outside": "blank"}, "max_new_tokens": 4}
+    )
+    policy = Reader()
+    benchmark = Benchmark(plain.questions, key, plain.clusters, "d")
+    list(evaluate_policy(policy, benchmark, StudyIndex(made), made, config))
+    crops = [conversation[-1].pictures[-1] for conversation in policy.asked]
+    assert [crop.cutout is not None for crop in crops] == [True, True, False, False]
+    film_HW = np.asarray(Image.open(crops[0].path).convert("L"))
+    shown_HW = np.asarray(read_picture(crops[0]).convert("L"))
+    assert (shown_HW > 0).sum() == (film_HW[20:50, 30:60] > 0).sum() == 900
 
 
 def test_served_is_what_the_server_answers(folder: Path) -> None:

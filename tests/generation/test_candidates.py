@@ -96,6 +96,32 @@ def test_regions_of_a_question_that_is_not_there_are_refused(study: Study) -> No
         list(plan_first_step([one, other], {study.id: study}, [region(other, 0.1), region(one, 0.1)]))
 
 
+def test_all_continues_every_candidate_from_every_region(study: Study) -> None:
+    """Three regions: 3 + 2 = 5 requests with `own`, 3 · 3 = 9 with `all`; an unscored candidate ends its chain."""
+    question = ask(study)
+    answered = []
+    for number, x in enumerate((0.1, 0.4, 0.7)):
+        request = GenerationRequest(study, question, region(question, x))
+        candidate = Candidate(
+            question=question.id,
+            region=request.region.id,
+            text=f"{number}",
+            token_logprobs=(-0.1,),
+            policy="p",
+            prompt="p",
+            seed=0,
+            temperature=0.0,
+        )
+        answered.append((request, candidate, 0.1 * number))
+    assert len(list(plan_next_step(answered))) == 5
+    every = list(plan_next_step(answered, continue_from="all"))
+    expected = {(candidate.id, request.region.id) for _, candidate, _ in answered for request, _, _ in answered}
+    assert {(request.parent, request.region.id) for request in every} == expected
+    assert len(every) == 9
+    unscored = [(*answered[0][:2], None), *answered[1:]]
+    assert len(list(plan_next_step(unscored, continue_from="all"))) == 6
+
+
 def test_a_steps_wording_keeps_other_braces(study: Study) -> None:
     assert render_step_question("{question} Why? {x}", ask(study, "Is there {a}?")) == "Is there {a}? Why? {x}"
 

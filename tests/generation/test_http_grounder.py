@@ -7,6 +7,7 @@ import io
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 from clincot.errors import ModelFailed
 from clincot.generation.http_grounder import HttpGrounder
 from clincot.geometry import box_from_xyxy
+from clincot.images import decode_mask, encode_mask
 from clincot.jsonl import hash_files
 from clincot.models.protocols import GroundedRegion, GroundingQuery
 from clincot.records import Question, Study
@@ -40,6 +42,11 @@ def ground(server: Server, study: Study, folder: Path, *hypotheses: Sequence[str
     questions = [Question(study=study.id, text=f"Question {n}?", kind="open") for n in range(len(hypotheses))]
     sought = [GroundingQuery(study, question, tuple(h)) for question, h in zip(questions, hypotheses, strict=True)]
     return HttpGrounder(f"{server.url}/ground", **options).ground(sought, folder)
+
+
+def drop_masks(regions: Sequence[GroundedRegion]) -> list[GroundedRegion]:
+    assert all(region.mask is not None for region in regions)
+    return [replace(region, mask=None) for region in regions]
 
 
 def png(pixels_HW: npt.NDArray[Any], mode: str = "L") -> str:
@@ -121,7 +128,8 @@ def test_a_mask_becomes_the_boxes_of_its_components(study: Study, tmp_path: Path
     mask[8, 3] = 127
     with serving(replying({"hypothesis": "nodule", "mask": png(mask)})) as server:
         [found] = ground(server, study, tmp_path, ["nodule"])
-    assert found == [
+    assert [decode_mask(one.mask).sum() for one in found if one.mask] == [8, 2]  # each component has its own pixels
+    assert drop_masks(found) == [
         GroundedRegion("nodule", box_from_xyxy((0.1, 0.1, 0.3, 0.3)), 1.0),
         GroundedRegion("nodule", box_from_xyxy((0.5, 0.5, 0.6, 0.6)), 0.7),
     ]
@@ -132,9 +140,31 @@ def test_a_one_bit_mask_with_a_confidence(study: Study, tmp_path: Path) -> None:
     mask[5:10, 10:20] = 255
     region = {"hypothesis": "nodule", "mask": png(mask, "1"), "confidence": 0.35}
     with serving(replying(region)) as server:
-        assert ground(server, study, tmp_path, ["nodule"]) == [
-            [GroundedRegion("nodule", box_from_xyxy((0.25, 0.25, 0.5, 0.5)), 0.35)]
-        ]
+        [found] = ground(server, study, tmp_path, ["nodule"])
+    assert drop_masks(found) == [GroundedRegion("nodule", box_from_xyxy((0.25, 0.25, 0.5, 0.5)), 0.35)]
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_run_length_encoded_mask(study: Study, tmp_path: Path, compressed: bool) -> None:
+    """The same rectangle as COCO writes it: columns 10 to 19 of 40 and rows 5 to 9 of 20."""
+    mask_HW = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask_HW[5:10, 10:20] = True
+    mask = encode_mask(mask_HW)
+    rle = {"size": [HEIGHT, WIDTH], "counts": mask.counts if compressed else mask.runs}
+    nothing = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+    regions = [{"hypothesis": "nodule", "rle": rle, "confidence": 0.6}, {"hypothesis": "nodule", "rle": nothing}]
+    with serving(replying(*regions)) as server:
+        [found] = ground(server, study, tmp_path, ["nodule"])
+    assert found == [GroundedRegion("nodule", box_from_xyxy((0.25, 0.25, 0.5, 0.5)), 0.6, mask)]
+
+
+def test_a_prompt_of_its_own_is_sent_beside_the_hypotheses(study: Study, tmp_path: Path) -> None:
+    """The study has no modality, for which "medical image" stands."""
+    with serving(replying()) as server:
+        ground(server, study, tmp_path, ["nodule"], prompt="{finding} in {modality}")
+        [request] = server.requests
+    assert request.body["hypotheses"] == ["nodule"]
+    assert request.body["prompts"] == ["nodule in medical image"]
 
 
 def test_an_empty_mask_finds_nothing_and_specks_are_dropped(study: Study, tmp_path: Path) -> None:
@@ -190,8 +220,8 @@ def test_what_float32_leaves_is_not_outside(study: Study, tmp_path: Path) -> Non
         (box(0.1, 0.1, 0.2, 0.2, confidence=float("nan")), "expected a confidence in [0, 1], got nan"),
         (box(0.1, 0.1, 0.2, 0.2, confidence=None), "a box needs a confidence in [0, 1]"),
         (box(0.1, 0.1, 0.2, 0.2, hypothesis="mass"), "a region for 'mass', which was not asked; asked were ['nodule']"),
-        ({"hypothesis": "nodule", "confidence": 1.0}, "expected a box or a mask, not both and not neither"),
-        (box(0.1, 0.1, 0.2, 0.2, mask="AAAA"), "expected a box or a mask, not both and not neither"),
+        ({"hypothesis": "nodule", "confidence": 1.0}, "expected one of box, mask and rle, got none"),
+        (box(0.1, 0.1, 0.2, 0.2, mask="AAAA"), "expected one of box, mask and rle, got box and mask"),
         ({"hypothesis": "nodule", "mask": "no base64!"}, "expected a mask in base64"),
         ({"hypothesis": "nodule", "mask": "R0lGODlh"}, "expected a mask that is a PNG, got another format"),
         (

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from clincot.config import Params
-from clincot.pipelines.cluster_settings import TASK_NAMES
+from clincot.pipelines.cluster_settings import COMPARISON_TASKS, TASK_NAMES
 from clincot.pipelines.component_docs import FOLDER, expected_docstring, render_readme
 from clincot.pipelines.params import DESCRIPTIONS, describe
 from clincot.pipelines.placement import DISPLAY_NAMES, NEVER_CACHED_TASKS
@@ -42,7 +42,7 @@ def test_parameters_of_the_run_form_are_described(one_round: dict[str, Any]) -> 
         name: describe("round", name) for name in parameters
     }
     assert set(parameters) == {*RoundPlan().arguments, *REQUIRED_FIELDS}
-    assert {*Params.model_fields} - {"models", "serve"} <= set(parameters)  # the sections carry what these say
+    assert {*Params.model_fields} - {"models", "serve", "tracking"} <= set(parameters)  # sections carry what these say
     assert one_round["pipelineInfo"]["description"].startswith("Look before you answer")
 
 
@@ -88,7 +88,7 @@ def test_every_description_is_a_short_sentence() -> None:
         assert len(text) <= 100, name
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", [*TASK_NAMES, *COMPARISON_TASKS])
 def test_docstrings_and_readmes_are_up_to_date(name: str) -> None:
     """`make pipelines` writes them again."""
     docstring = load_component(name).python_func.__doc__
@@ -193,5 +193,5 @@ def test_several_rounds_are_told_apart(three_rounds: dict[str, Any]) -> None:
 
 
 def test_every_task_has_a_display_name() -> None:
-    assert set(DISPLAY_NAMES) == set(TASK_NAMES)
+    assert set(DISPLAY_NAMES) == {*TASK_NAMES, *COMPARISON_TASKS}
     assert set(NEVER_CACHED_TASKS) <= set(TASK_NAMES)

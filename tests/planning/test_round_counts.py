@@ -13,6 +13,7 @@ from clincot.planning.cost_plan import CostPlan, PlanRequest, PlanRow, make_plan
 from clincot.planning.gpu_table import DEFAULT_GPU, read_gpus
 from clincot.planning.plan_text import render_plan
 from clincot.planning.sampled_data import DataSize
+from clincot.training.distributed import ProcessGroup
 
 MODEL = "models/llava-1.5-7b"  # 576 image tokens for every picture, and no shared features
 ASSUMED = Assumptions(findings_per_question=1.0)
@@ -208,3 +209,22 @@ def test_full_finetuning_needs_shards_where_a_lora_does_not() -> None:
     }
     assert fits["train: full fine-tuning, bfloat16 (the recipe)"].gpus == 2
     assert fits["train: LoRA of rank 128, bfloat16"].gpus == 1
+
+
+@pytest.mark.parametrize(("batch_size", "gpus"), [(2, 2), (8, 4), (1, 0)])
+def test_shards_share_the_pairs_of_a_step(batch_size: int, gpus: int) -> None:
+    """Training refuses a batch that its processes cannot share evenly, so a step of one pair fits on no two GPUs.
+
+    Eight pairs are four on each of two GPUs, whose activations need two more.
+    """
+    recipe = find_recipe("clincot-code")
+    assert recipe.params.train.batch_size == 2
+    train = recipe.params.train.model_copy(update={"batch_size": batch_size})
+    params = recipe.params.model_copy(update={"train": train})
+    plan = make_plan(PlanRequest(params, DataSize(40, 10), DataSize(20, 5), read_gpus()[DEFAULT_GPU]))
+    assert {fit.what: fit.gpus for fit in plan.fits}["train: full fine-tuning, bfloat16 (the recipe)"] == gpus
+    if gpus:
+        assert ProcessGroup(rank=0, size=gpus).per_process_batch(batch_size) == batch_size // gpus
+    else:
+        with pytest.raises(InvalidInput, match=r"train.batch_size is 1, which 2 processes cannot share evenly"):
+            ProcessGroup(rank=0, size=2).per_process_batch(batch_size)

@@ -89,6 +89,32 @@ def rounds_of(run: Path) -> list[GalleryRound]:
     return [GalleryRound(n, run / f"round-{n:02d}", VIEWS, read_judge_names(run / f"round-{n:02d}")) for n in (1, 2)]
 
 
+def test_the_recipes_protocol_comes_first_and_exact_match_second(copy: Path, root: Path, tmp_path: Path) -> None:
+    """A run by the protocol parsed: its accuracy has the whisker, the difference to the base and the first figure.
+
+    The parsed accuracies are made up (.7 and .05 more a row, so .9 in round 2); those of exact match are the run's own.
+    """
+    results = json.loads((copy / "results.json").read_text())
+    results["protocol"] = "parsed"
+    for number, row in enumerate((*results["rows"], results["blind"])):
+        for metrics in row["arms"].values():
+            value = round(0.7 + 0.05 * number, 3)
+            metrics["parsed_accuracy"] = metrics["accuracy"] | {"value": value, "low": value - 0.1, "high": value + 0.1}
+    for gain in results["gains"]:
+        for metrics in gain.values():
+            if isinstance(metrics, dict):
+                metrics["parsed_accuracy"] = metrics["correct"] | {"value": 0.1, "low": 0.05, "high": 0.15}
+    (copy / "results.json").write_text(json.dumps(results))
+    write_page(copy, tmp_path / "page.html", title="parsed")
+    text = Read((tmp_path / "page.html").read_text(encoding="utf-8")).text
+    first = text.index("Accuracy by the recipe's protocol (parsed), base → round 2")
+    second = text.index("Accuracy by exact match, base → round 2")
+    assert first < second
+    assert "0.700 → 0.900 paired difference +0.100 [+0.050, +0.150]" in text[first:second]
+    heading = text.index("region accuracy (parsed) vs base accuracy (strict)")
+    assert heading > second
+
+
 def test_nothing_is_loaded_and_nothing_is_run(page: Read) -> None:
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}

@@ -407,8 +407,8 @@ def test_the_list_of_stages_hangs_together() -> None:
         given |= set(stage.outputs)
     # `deploy` has a section and is no stage: it waits for a cluster and for people, and writes no files of a round.
     # `serve` holds for evaluate, publish and the server, `models` for all stages that load one
-    # (Params.get_stage_config).
-    assert (*(stage.name for stage in STAGES), "deploy", "serve", "models") == SECTION_NAMES
+    # (Params.get_stage_config), `tracking` for the loop of rounds.
+    assert (*(stage.name for stage in STAGES), "deploy", "serve", "models", "tracking") == SECTION_NAMES
 
 
 def test_judging_again_follows_the_chains_questions(shop: Workshop, copy: Path) -> None:

@@ -225,6 +225,14 @@ class CompileArguments(PlanArguments):
     """Where the compiled pipeline goes."""
 
     out: Annotated[Path, typer.Option("--out", metavar="FILE.yaml", help="File that is written (YAML).")]
+    comparison: Annotated[
+        bool,
+        typer.Option(
+            "--comparison",
+            help="Compile the comparison of training methods (`clincot compare`) instead of the round.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,9 +381,16 @@ def _connect(args: ConnectionArguments) -> Connection:
 def compile_pipeline(args: CompileArguments) -> int:
     """Write the pipeline as YAML, which the Kubeflow UI can upload."""
     plan = _plan_round(args)
-    from clincot.pipelines.round import compile_round
+    if args.comparison:
+        from clincot.pipelines.comparison_pipeline import compile_comparison
 
-    compile_round(plan, args.out)
+        if args.rounds != 1:
+            raise InvalidInput("with --comparison the number of rounds is a field of the form; set prepare.rounds")
+        compile_comparison(plan.params, plan.cluster, args.out)
+    else:
+        from clincot.pipelines.round import compile_round
+
+        compile_round(plan, args.out)
     print(args.out)
     return 0
 

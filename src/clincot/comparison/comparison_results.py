@@ -14,8 +14,9 @@ from clincot.comparison.comparison_plan import ComparisonPlan
 from clincot.comparison.published_rows import WARNING, find_published_rows, render_published_rows
 from clincot.datasets.folder import load_questions, load_references
 from clincot.datasets.reports import REPORTS_FILE
+from clincot.evaluation.answer_protocols import choose_headline
 from clincot.evaluation.benchmark import Benchmark
-from clincot.evaluation.benchmark_report import METRIC_HEADINGS, describe_clusters, iter_answer_metrics, pool_metrics
+from clincot.evaluation.benchmark_report import METRIC_HEADINGS, describe_clusters, grade_arm, pool_metrics
 from clincot.evaluation.blind_baseline import BLIND_ARM, BlindBaseline
 from clincot.evaluation.intervals import paired_difference
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
@@ -83,7 +84,8 @@ def choose_metric(plan: ComparisonPlan, benchmark: Benchmark) -> str:
     """The metric of the table's arms: ROUGE-L for a benchmark of reports, else accuracy by the gate's protocol."""
     if all(question.kind == "report" for question in benchmark.questions.values()):
         return "raw/rouge_l"
-    return "parsed_accuracy" if plan.params.decide.protocol == "parsed" else "accuracy"
+    protocol = plan.params.decide.protocol
+    return "accuracy" if protocol == "llava-med" else choose_headline(protocol, METRIC_HEADINGS)
 
 
 def _read_seeds(plan: ComparisonPlan, folder: str) -> list[tuple[Path, list[Outcome]]]:
@@ -117,20 +119,6 @@ def _iter_gains(
                 arm,
                 paired_difference(ours, theirs, clusters, seed=config.seed, resamples=config.resamples),
             )
-
-
-def grade_arm(outcomes: Sequence[Outcome], arm: str, metric: str, benchmark: Benchmark) -> dict[str, float | None]:
-    """{question: metric} of an arm's answers, for the questions to which the metric of the table applies."""
-    grades: dict[str, float | None] = {}
-    for outcome in outcomes:
-        question, reference = benchmark.questions[outcome.question], benchmark.references[outcome.question]
-        if outcome.arm != arm or question.kind == "report":
-            continue
-        values = dict(iter_answer_metrics(question, reference, outcome))
-        if metric in values:
-            value = values[metric]
-            grades[outcome.question] = None if value is None else float(value)
-    return grades
 
 
 def _describe_results(

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from clincot.config.shipped import resolve_path
 from clincot.errors import InvalidInput
 from clincot.fields import FrozenModel, PositiveInt
+from clincot.geometry import Surroundings
 from clincot.records import hash_json
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -140,9 +141,44 @@ class ProposeConfig(FrozenConfig):
     )
     relevance_quantile: Share = Field(default=0.9, description="Quantile at which a relevance map is cut into masks.")
     http_url: OptionalText = Field(default="", description="Endpoint of the 'http' grounder.")
+    http_protocol: Literal["regions", "kserve-v2"] = Field(
+        default="regions",
+        description="Protocol of that endpoint: regions, one POST of JSON; kserve-v2, the Open Inference Protocol of "
+        "KServe and Triton, below whose address the model is.",
+        exclude_if=lambda value: value == "regions",
+    )
+    http_model: OptionalText = Field(
+        default="", description="Name of the model, for kserve-v2.", exclude_if=lambda value: not value
+    )
+    http_prompt: str = Field(
+        default="{finding}",
+        pattern=r"\{finding\}",
+        description="What a segmenter is prompted with for a hypothesis; {modality} is that of the image.",
+        exclude_if=lambda value: value == "{finding}",
+    )
+    http_api_key_env: OptionalText = Field(
+        default="",
+        description="Environment variable that holds the endpoint's key.",
+        exclude_if=lambda value: not value,
+    )
+    mask_outside: Surroundings = Field(
+        default="shown",
+        description="What the crop of a region with a mask shows outside the mask: shown, the image; dimmed, the image "
+        "darkened; blank, black.",
+        exclude_if=lambda value: value == "shown",
+    )
     seed: int = Field(default=0, description="Seed of sampled and random regions.")
     dtype: StageDtype = Field(default="inherit", description="Number type of the policy; inherit: models.dtype.")
     engine: StageEngine = EngineConfig()
+
+    @model_validator(mode="after")
+    def _check_model_name(self) -> ProposeConfig:
+        if (self.http_protocol == "kserve-v2") != bool(self.http_model):
+            raise ValueError(
+                f"http_protocol kserve-v2 and http_model belong together, got {self.http_protocol!r} and "
+                f"{self.http_model!r}"
+            )
+        return self
 
 
 class AnswerConfig(FrozenConfig):
@@ -162,6 +198,12 @@ class AnswerConfig(FrozenConfig):
         default=("{question}",),
         min_length=1,
         description="Questions of a chain; {question} is the data set's. The best answer of a step becomes context.",
+    )
+    continue_from: Literal["own", "all"] = Field(
+        default="own",
+        description="Regions from which the next step continues candidates other than the best: own, each from its own "
+        "region; all, from every region, n^2 answers a step, so that gamma credits a look for what is seen elsewhere.",
+        exclude_if=lambda value: value == "own",
     )
     batch_size: PositiveInt = Field(default=128, description="Answers generated in one batch.")
     seed: int = Field(default=0, description="Seed of sampled answers.")
@@ -735,6 +777,25 @@ class ModelsConfig(FrozenConfig):
         return EngineConfig(kind=kind, url=self.url, model=self.model, api_key_env=self.api_key_env, vllm=self.vllm)
 
 
+class TrackingConfig(FrozenConfig):
+    """Experiment trackers that get the metrics of every round; none by default.
+
+    Their addresses and keys come from environment variables, such as MLFLOW_TRACKING_URI and WANDB_API_KEY. The section
+    decides no result, so it enters no digest of the parameters.
+    """
+
+    to: tuple[Literal["mlflow", "tensorboard", "wandb"], ...] = Field(
+        default=(), description="Trackers; their packages come with clincot[tracking]."
+    )
+    experiment: str = Field(
+        default="clincot", min_length=1, description="Experiment of MLflow, or project of Weights & Biases."
+    )
+    folder: OptionalText = Field(
+        default="", description="Folder of TensorBoard's files; empty: tracking/ in the run's folder."
+    )
+    required: bool = Field(default=False, description="Fail a round that cannot be logged; otherwise it is a warning.")
+
+
 class RecipeReference(FrozenModel):
     """The recipe that parameters come from. Provenance only: it enters no digest."""
 
@@ -760,6 +821,7 @@ class Params(FrozenConfig):
     deploy: DeployConfig = DeployConfig()
     serve: ServeConfig = ServeConfig()
     models: ModelsConfig = ModelsConfig()
+    tracking: TrackingConfig = TrackingConfig()
     recipe: RecipeReference = RecipeReference()
 
     @model_validator(mode="after")
@@ -792,8 +854,8 @@ class Params(FrozenConfig):
 
     @property
     def digest(self) -> str:
-        """Hash of all sections; the recipe's name is not part of it."""
-        return hash_json(self.model_dump(mode="json", exclude={"recipe"}))
+        """Hash of all sections that decide results; the recipe's name and the trackers are not part of it."""
+        return hash_json(self.model_dump(mode="json", exclude={"recipe", "tracking"}))
 
     def describe_recipe(self) -> dict[str, Any]:
         """Name and digest of the recipe, and the fields that differ from it, for the records of a run."""

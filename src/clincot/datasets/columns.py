@@ -33,6 +33,7 @@ COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     "split": ("split",),
     "roles": ("roles", "imageroles", "views"),
     "boxes": ("boxes",),
+    "masks": ("masks",),
     "finding": ("finding",),
     "id": ("id", "qid", "questionid"),
 }

@@ -39,10 +39,11 @@ from clincot.datasets.ingest.row_pipeline import (
     register_row_id,
 )
 from clincot.datasets.ingest.writer import SourceImage, SourceQuestion
+from clincot.datasets.region_masks import MASKS_REMEDY, derive_boxes, parse_mask
 from clincot.datasets.splits import check_test_share
 from clincot.datasets.tables import Row, iter_table_rows
 from clincot.errors import InvalidInput
-from clincot.geometry import Box, box_from_xyxy
+from clincot.geometry import Box, RegionMask, box_from_xyxy
 from clincot.jsonl import InvalidRecord
 from clincot.records import OPTION_LETTERS
 
@@ -318,6 +319,22 @@ class _Cells:
                 f"boxes: expected a list of [x0, y0, x1, y1], each from 0 to 1, got {str(value)[:120]!r}"
             ) from None
 
+    def list_masks(self) -> tuple[RegionMask, ...]:
+        """The masks of the boxes, in order."""
+        value = self.get("masks") or ()
+        try:
+            return tuple(parse_mask(one) for one in value)
+        except (TypeError, ValueError) as error:
+            raise InvalidRow(f"masks: {error}. {MASKS_REMEDY}") from None
+
+    def read_regions(self) -> tuple[tuple[Box, ...], tuple[RegionMask, ...]]:
+        """The boxes and their masks; raises InvalidRow if their numbers differ."""
+        masks = self.list_masks()
+        try:
+            return derive_boxes(masks, self.list_boxes()), masks
+        except ValueError as error:
+            raise InvalidRow(f"masks: {error}") from None
+
 
 def _parse_list(text: str) -> Any:
     """A list or object that is written into a cell as JSON, or with Python's quotes."""
@@ -349,12 +366,14 @@ def _build_question(
         question, answer = _ANSWER_CHOICES.sub("", question), _find_right_option(cells, options, answer)
     elif not (answer := answer or cells.read_text("label")):
         raise InvalidRow("answer: it is empty. Write the answer as text")
+    boxes, masks = cells.read_regions()
     return SourceQuestion(
         picture=picture,
         question=question,
         answer=answer,
         kind=_choose_kind(cells, answer, options),
-        boxes=cells.list_boxes(),
+        boxes=boxes,
+        masks=masks,
         topic=cells.read_text("topic"),
         finding=cells.read_text("finding"),
         source_id=position.name_row(cells),

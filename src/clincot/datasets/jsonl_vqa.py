@@ -7,7 +7,8 @@
 Only the first three fields are required. `image` is relative to the JSONL file. `boxes` are normalised xyxy corners in
 the image as it is displayed (after its EXIF rotation). Without `kind`, a question with the answer yes or no is closed
 and any other question is open; kind "report" asks for a whole report. A row with `options` is a multiple-choice
-question, whose `answer` is the letter or the text of one of them. `others` are further images, in order, as
+question, whose `answer` is the letter or the text of one of them. `masks` are the pixels of the boxes, in order, as
+COCO writes them (region_masks.py); without `boxes` their own are taken. `others` are further images, in order, as
 {"image": "scans/16.png", "role": "prior"}.
 """
 
@@ -44,9 +45,10 @@ from clincot.datasets.ingest.row_pipeline import (
     register_row_id,
 )
 from clincot.datasets.ingest.writer import SourceImage, SourceQuestion
+from clincot.datasets.region_masks import MASKS_REMEDY, derive_boxes, parse_mask
 from clincot.datasets.splits import check_test_share
 from clincot.errors import InvalidInput
-from clincot.geometry import Box
+from clincot.geometry import Box, RegionMask
 from clincot.images import DEFAULT_LIMITS, ImageLimits
 from clincot.jsonl import InvalidRecord, format_validation_error, parse_row
 
@@ -58,6 +60,7 @@ _REMEDIES = {
     "answer": "Write the answer as text or a whole number",
     "kind": 'Write "closed", "open", "choice" or "report", or leave it out',
     "boxes": "Write a list of [x0, y0, x1, y1], each from 0 to 1: pixels divided by the image's width or height",
+    "masks": MASKS_REMEDY,
 }
 
 
@@ -100,6 +103,7 @@ class JsonlRow(BaseModel):
     answer: Annotated[RequiredText, BeforeValidator(_convert_number_to_text)]
     kind: Annotated[Literal["closed", "open", "report", "choice"] | None, BeforeValidator(_normalize_kind)] = None
     boxes: Annotated[tuple[Annotated[Box, BeforeValidator(_parse_corners)], ...], Field(strict=False)] = ()
+    masks: Annotated[tuple[Annotated[RegionMask, BeforeValidator(parse_mask)], ...], Field(strict=False)] = ()
     modality: OptionalText = ""
     patient: Annotated[OptionalText, BeforeValidator(_convert_number_to_text)] = ""
     split: OptionalText = ""
@@ -108,6 +112,11 @@ class JsonlRow(BaseModel):
     id: Annotated[OptionalText, BeforeValidator(_convert_number_to_text)] = ""
     options: Annotated[tuple[Annotated[RequiredText, BeforeValidator(_convert_number_to_text)], ...], _AS_LIST] = ()
     others: Annotated[tuple[JsonlOtherImage, ...], _AS_LIST] = ()
+
+    @model_validator(mode="after")
+    def _check_masks(self) -> Self:
+        derive_boxes(self.masks, self.boxes)
+        return self
 
     @model_validator(mode="after")
     def _check_choice(self) -> Self:
@@ -201,7 +210,8 @@ def _parse_row(line: bytes, number: int, source: Path, index: IngestIndex) -> So
         question=row.question,
         answer=row.answer_text,
         kind=row.question_kind,
-        boxes=row.boxes,
+        boxes=derive_boxes(row.masks, row.boxes),
+        masks=row.masks,
         topic=row.topic,
         finding=row.finding,
         source_id=row.id or f"{source.name}:{number}",

@@ -16,7 +16,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -55,7 +55,7 @@ from clincot.datasets.slake_boxes import (
 )
 from clincot.datasets.splits import assign_split, check_test_share, group_connected
 from clincot.errors import InvalidInput
-from clincot.geometry import Box
+from clincot.geometry import Box, RegionMask
 from clincot.jsonl import InvalidRecord, format_validation_error
 
 ATTRIBUTION = DatasetAttribution(
@@ -170,7 +170,10 @@ def _ingest_folder(source: Path, shown: Path, out: Path, plan: _SlakePlan) -> In
         detections = _read_all_detections(source, names, pool)
         _check_box_format(source, detections, box_format)
         facts = dict(_collect_facts(source, names, images))
-        boxes = {name: _convert_boxes(detections[name], facts[name], box_format, notes) for name in facts}
+        boxes: dict[str, tuple[tuple[str, Box], ...]] = {}
+        masks: dict[str, dict[Box, RegionMask]] = {}
+        for name, of_image in facts.items():
+            boxes[name], masks[name] = _convert_boxes(detections[name], of_image, box_format, notes)
         labels = _collect_labels(detections.values())
         groups = _group_images(names, facts, join_near_duplicates=split == "image-disjoint")
         parts = PARTS if split == "official" else ("train", "test")
@@ -191,9 +194,12 @@ def _ingest_folder(source: Path, shown: Path, out: Path, plan: _SlakePlan) -> In
                     finding, answer_boxes = find_answer_boxes(row.question, row.answer, image_boxes, labels)
                     notes["questions with boxes" if answer_boxes else "questions without boxes"] += 1
                     picture = _build_source_image(position, row, source, part, group=groups[row.img_name])
-                    return folders[part].add_question(
-                        _build_source_question(position, row, picture, finding, answer_boxes)
-                    )
+                    asked = _build_source_question(position, row, picture, finding, answer_boxes)
+                    answer_masks = tuple(masks.get(row.img_name, {}).get(box) for box in answer_boxes)
+                    if any(answer_masks):
+                        notes["questions with a mask"] += 1
+                        asked = replace(asked, masks=answer_masks)
+                    return folders[part].add_question(asked)
 
                 tally.take_row(position.file, position.number, add)
             for part, folder in folders.items():
@@ -305,15 +311,22 @@ def _collect_facts(source: Path, names: Sequence[str], images: ImageInspector) -
 
 def _convert_boxes(
     detections: ImageDetections, facts: ImageFacts, box_format: BoxFormat, notes: Counter[str]
-) -> tuple[tuple[str, Box], ...]:
-    """Normalise an image's boxes, as (label, box), and count in `notes` how they agree with the mask."""
+) -> tuple[tuple[tuple[str, Box], ...], dict[Box, RegionMask]]:
+    """Normalise an image's boxes, as (label, box), with the masks of those that have one.
+
+    `notes` count how boxes agree with the mask.
+    """
     boxes = []
-    for label, numbers in detections.boxes:
+    masks = {}
+    of_boxes = detections.masks.get(box_format, (None,) * len(detections.boxes))
+    for (label, numbers), mask in zip(detections.boxes, of_boxes, strict=True):
         box = normalize_box(numbers, box_format, width=facts.width, height=facts.height)
         if box is None:
             notes["boxes outside their image, left out"] += 1
         else:
             boxes.append((label, box))
+            if mask is not None:
+                masks[box] = mask
     notes["boxes in detection.json"] += len(detections.boxes)
     notes[f"boxes that mask.png confirms (IoU at least {MIN_MASK_IOU})"] += (
         detections.as_xywh if box_format == "xywh" else detections.as_xyxy
@@ -321,7 +334,7 @@ def _convert_boxes(
     notes["boxes that could not be compared with mask.png"] += len(detections.boxes) - detections.checked
     if not detections.boxes and not detections.refused:
         notes["images without boxes"] += 1
-    return tuple(boxes)
+    return tuple(boxes), masks
 
 
 def _group_images(names: Sequence[str], facts: dict[str, ImageFacts], *, join_near_duplicates: bool) -> dict[str, str]:

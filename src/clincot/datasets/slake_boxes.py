@@ -3,7 +3,8 @@
 detection.json is a list of one-key objects {label: [four numbers]} in pixels. Two meanings of the numbers are in use,
 [x, y, width, height] and [x0, y0, x1, y1], and the file does not state which one applies. The mask tells them apart:
 the box is compared with the pixels that have the label's value, or if that value is unknown, with every region of the
-mask. mask.txt next to imgs/ lists the values, one per line, as in "12:Liver".
+mask. The region that a box agrees with is its mask. mask.txt next to imgs/ lists the values, one per line, as in
+"12:Liver".
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,8 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from clincot.geometry import Box, box_from_pixels, clip_pixel_box, compute_iou
+from clincot.geometry import Box, RegionMask, box_from_pixels, clip_pixel_box, compute_iou
+from clincot.images import encode_mask
 from clincot.jsonl import InvalidRecord
 
 BoxFormat = Literal["xywh", "xyxy"]
@@ -83,6 +85,7 @@ class ImageDetections:
     as_xywh: int = 0  # checked boxes that agree with the mask when read as xywh
     as_xyxy: int = 0  # ... when read as xyxy
     refused: str = ""  # why the files cannot be used; "" if they can
+    masks: Mapping[BoxFormat, tuple[RegionMask | None, ...]] = field(default_factory=dict)  # of each box, as read
 
 
 def read_detections(folder: Path, values: dict[str, int]) -> ImageDetections:
@@ -112,14 +115,22 @@ def read_detections(folder: Path, values: dict[str, int]) -> ImageDetections:
         return ImageDetections(
             refused=f"{mask_path}: expected a PNG ({error}). Download it again, or remove it to use the boxes unchecked"
         )
-    checked = as_xywh = as_xyxy = 0
+    checked = 0
+    masks: dict[BoxFormat, list[RegionMask | None]] = {"xywh": [], "xyxy": []}
     for label, numbers in boxes:
-        regions = _find_mask_regions(mask_HW, values.get(label.casefold()))
-        if regions:
-            checked += 1
-            as_xywh += _matches_mask(numbers, "xywh", mask_HW.shape, regions)
-            as_xyxy += _matches_mask(numbers, "xyxy", mask_HW.shape, regions)
-    return ImageDetections(boxes, checked, as_xywh, as_xyxy)
+        parts = _find_mask_parts(mask_HW, values.get(label.casefold()))
+        checked += bool(parts)
+        for box_format, of_format in masks.items():
+            part = _match_part(numbers, box_format, mask_HW.shape, parts)
+            of_format.append(None if part is None else encode_mask(part.cut_from(mask_HW)))
+    agreeing = {name: len(of_format) - of_format.count(None) for name, of_format in masks.items()}
+    return ImageDetections(
+        boxes,
+        checked,
+        agreeing["xywh"],
+        agreeing["xyxy"],
+        masks={name: tuple(of_format) for name, of_format in masks.items()},
+    )
 
 
 def read_mask_values(path: Path) -> dict[str, int]:
@@ -155,31 +166,57 @@ def _parse_boxes(raw: object) -> Iterable[tuple[str, tuple[float, float, float, 
         yield str(label).strip(), (float(numbers[0]), float(numbers[1]), float(numbers[2]), float(numbers[3]))
 
 
-def _find_mask_regions(mask_HW: npt.NDArray[np.int64], value: int | None) -> list[Box]:
-    """Return the boxes of all pixels with a value and of each of their connected parts.
+@dataclass(frozen=True)
+class _MaskPart:
+    """Pixels of one value: all of them (part 0), or one of their connected parts."""
 
-    If `value` is None, the boxes of every value except 0, the background. Parts one pixel wide or high are ignored.
+    box: Box
+    value: int
+    part: int
+
+    def cut_from(self, mask_HW: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """The pixels (H, W) of the part."""
+        pixels_HW: npt.NDArray[np.bool_] = mask_HW == self.value
+        return ndimage.label(pixels_HW)[0] == self.part if self.part else pixels_HW
+
+
+def _find_mask_parts(mask_HW: npt.NDArray[np.int64], value: int | None) -> list[_MaskPart]:
+    """Return the connected parts of the pixels with a value, and then all of them together.
+
+    If `value` is None, those of every value except 0, the background. Parts one pixel wide or high are ignored.
     """
     height, width = mask_HW.shape
     values = [value] if value is not None else [int(v) for v in np.unique(mask_HW) if v != 0]
-    regions: list[Box] = []
+    found: list[_MaskPart] = []
     for label_value in values:
         parts, _ = ndimage.label(mask_HW == label_value)
         whole = (parts > 0).astype(np.int8)
-        for region in (*ndimage.find_objects(parts), *ndimage.find_objects(whole)):
+        numbered = [
+            *enumerate(ndimage.find_objects(parts), start=1),
+            *((0, one) for one in ndimage.find_objects(whole)),
+        ]
+        for part, region in numbered:
             if region is None:
                 continue
             ys, xs = region
             if xs.stop - xs.start > 1 and ys.stop - ys.start > 1:
-                regions.append(box_from_pixels(xs.start, ys.start, xs.stop, ys.stop, width=width, height=height))
-    return regions
+                box = box_from_pixels(xs.start, ys.start, xs.stop, ys.stop, width=width, height=height)
+                found.append(_MaskPart(box, label_value, part))
+    return found
 
 
-def _matches_mask(
-    numbers: tuple[float, float, float, float], box_format: BoxFormat, shape: tuple[int, ...], regions: Sequence[Box]
-) -> bool:
+def _match_part(
+    numbers: tuple[float, float, float, float],
+    box_format: BoxFormat,
+    shape: tuple[int, ...],
+    parts: Sequence[_MaskPart],
+) -> _MaskPart | None:
+    """The part whose box agrees best with four numbers; None if none agrees."""
     box = normalize_box(numbers, box_format, width=shape[1], height=shape[0])
-    return box is not None and max(compute_iou(box, region) for region in regions) >= MIN_MASK_IOU
+    if box is None or not parts:
+        return None
+    best = max(parts, key=lambda part: compute_iou(box, part.box))
+    return best if compute_iou(box, best.box) >= MIN_MASK_IOU else None
 
 
 # Labels that a text names

@@ -13,6 +13,7 @@ A grade is a share in [0, 1], and None where an answer is unscored. Questions th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from clincot.evaluation.parsed_answers import can_parse, grade_parsed, parse_yes_no, read_yes_no
@@ -21,7 +22,19 @@ from clincot.records import Outcome, Question, Reference
 from clincot.text import normalize_text
 
 AnswerProtocol = Literal["strict", "llava-med", "parsed"]
+# The metric of a report that comes first with each protocol (benchmark_report.py).
+_HEADLINES: dict[AnswerProtocol, str] = {
+    "strict": "accuracy",
+    "llava-med": "llava_med_closed_accuracy",
+    "parsed": "parsed_accuracy",
+}
 PANEL_RIGHT = 0.5  # the mean P(right) from which a panel calls an open answer right
+
+
+def choose_headline(protocol: AnswerProtocol, measured: Collection[str]) -> str:
+    """The metric that reports show first: that of the recipe's protocol, or accuracy if it was not measured."""
+    wanted = _HEADLINES[protocol]
+    return wanted if wanted in measured else "accuracy"
 
 
 def is_gradable(protocol: AnswerProtocol, question: Question, reference: Reference, *, paneled: bool) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from clincot.datasets.closed_answers import read_polarity
 from clincot.evaluation import blind_baseline
-from clincot.evaluation.answer_protocols import grade_by_panel
+from clincot.evaluation.answer_protocols import AnswerProtocol, choose_headline, grade_by_panel
 from clincot.evaluation.benchmark import BadBenchmark, Benchmark
 from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS, MetricSums, add_mean
 from clincot.evaluation.parsed_answers import can_parse, grade_parsed
@@ -219,6 +219,20 @@ def iter_answer_metrics(
     yield "answer_length", None if answer is None else answer_length(answer)
 
 
+def grade_arm(outcomes: Iterable[Outcome], arm: str, metric: str, benchmark: Benchmark) -> dict[str, float | None]:
+    """{question: metric} of an arm's answers, for the questions to which a metric of answers applies."""
+    grades: dict[str, float | None] = {}
+    for outcome in outcomes:
+        question, reference = benchmark.questions[outcome.question], benchmark.references[outcome.question]
+        if outcome.arm != arm or question.kind == "report":
+            continue
+        values = dict(iter_answer_metrics(question, reference, outcome))
+        if metric in values:
+            value = values[metric]
+            grades[outcome.question] = None if value is None else float(value)
+    return grades
+
+
 def asks_about_absent_finding(question: Question, reference: Reference) -> bool:
     """Whether a closed presence question is about a finding that the answer key says is absent."""
     return (
@@ -291,11 +305,12 @@ def describe_clusters(fewest: int, most: int) -> str:
     return note + (f" Below {MIN_RELIABLE_CLUSTERS} patients they are approximate." * (fewest < MIN_RELIABLE_CLUSTERS))
 
 
-def list_headline_figures(report: BenchmarkReport) -> dict[str, float]:
-    """Return the main figures of a report: {<metric>_<arm>: value}."""
+def list_headline_figures(report: BenchmarkReport, protocol: AnswerProtocol = "strict") -> dict[str, float]:
+    """Return the main figures of a report: {<metric>_<arm>: value}; that of the recipe's protocol is among them."""
     figures = {}
     for arm, intervals in report.metrics.items():
-        for name, label in _HEADLINE_METRICS.items():
+        headline = choose_headline(protocol, intervals)
+        for name, label in ({headline: headline} | _HEADLINE_METRICS).items():
             if name in intervals and (value := intervals[name].value) is not None:
                 figures[f"{label}_{arm}"] = value
     return figures

@@ -28,7 +28,16 @@ from clincot.evaluation.vqa import grade_answer
 from clincot.generation.grounders import WrittenGrounder, derive_seed, draw_random_square
 from clincot.generation.regions import build_grounder, build_grounding_query
 from clincot.generation.visual_cot import ImageQuestion, answer_questions, measure_leads
-from clincot.geometry import WHOLE_IMAGE, Box, choose_view_side, choose_view_square, compute_coverage, crop_square
+from clincot.geometry import (
+    WHOLE_IMAGE,
+    Box,
+    Cutout,
+    compute_coverage,
+    crop_square,
+    cut_out_region,
+    fit_view_side,
+    fit_view_square,
+)
 from clincot.models.protocols import Grounder, Policy
 from clincot.prompts import ChainStep, chain_prompt
 from clincot.records import Outcome, Question, Reference, Study
@@ -47,6 +56,7 @@ class _RegionInput:
     question: Question
     shown: Study  # the question's study, except in the control `shuffled`
     box: Box | None  # None: the policy wrote no readable region
+    cutout: Cutout | None = None  # of a region with a mask, if the settings cut regions out
 
 
 def evaluate_policy(
@@ -69,7 +79,13 @@ def evaluate_policy(
             prompts = []
             for item in batch:
                 box = item.box or WHOLE_IMAGE
-                step = ChainStep(item.question.asked_text, box, written=arm == "written", report=kind == "report")
+                step = ChainStep(
+                    item.question.asked_text,
+                    box,
+                    written=arm == "written",
+                    report=kind == "report",
+                    cutout=item.cutout,
+                )
                 prompts.append(chain_prompt(item.shown, folder, policy.views, [step]))
             replies = policy.generate(
                 prompts, max_new_tokens=config.get_max_tokens(kind), temperature=0.0, seeds=[0] * len(batch)
@@ -164,7 +180,7 @@ def _score_outcome(
     aspect = item.shown.width / item.shown.height
     shown = box if box == WHOLE_IMAGE else crop_square(box, min_side=policy.views.min_crop, aspect=aspect)
     # IoU compares the crop with the crop of the reference, not its box: a crop is never smaller than min_crop.
-    iou = best_iou(shown, [choose_view_square(b) for b in reference.boxes])
+    iou = best_iou(shown, [fit_view_square(b, aspect=aspect) for b in reference.boxes])
     return Outcome(
         question=item.question.id,
         policy=policy.digest,
@@ -202,14 +218,18 @@ def _choose_regions(
             block = questions[at : at + BLOCK_SIZE]
             queries = [build_grounding_query(q, studies[q.study], limit=limit) for q in block]
             for query, regions in zip(queries, grounder.ground(queries, folder), strict=True):
-                yield _RegionInput(query.question, query.study, regions[0].box if regions else fallback)
+                cutout = cut_out_region(regions[0].mask, config.propose.mask_outside) if regions else None
+                yield _RegionInput(query.question, query.study, regions[0].box if regions else fallback, cutout)
         return
     other_studies = _match_other_patients(questions, benchmark) if arm == "shuffled" else {}
-    sides = compute_crop_sides(benchmark)
+    sides = compute_crop_sides(benchmark, studies)
     for question in questions:
         reference = benchmark.references[question.id]
         shown = studies[other_studies[question.study] if arm == "shuffled" else question.study]
-        yield _RegionInput(question, shown, _choose_control_region(arm, question, reference, sides, config.seed))
+        aspect = shown.width / shown.height
+        box = _choose_control_region(arm, question, reference, sides, seed=config.seed, aspect=aspect)
+        mask = reference.masks[0] if reference.masks and arm in ("oracle", "shuffled") else None
+        yield _RegionInput(question, shown, box, cut_out_region(mask, config.propose.mask_outside))
 
 
 def _match_other_patients(questions: Sequence[Question], benchmark: Benchmark) -> dict[str, str]:
@@ -226,17 +246,19 @@ def _match_other_patients(questions: Sequence[Question], benchmark: Benchmark) -
     return other_studies
 
 
-def compute_crop_sides(benchmark: Benchmark) -> dict[str, float]:
+def compute_crop_sides(benchmark: Benchmark, studies: Mapping[str, Study]) -> dict[str, float]:
     """Compute the median crop side of each finding, for the controls of questions about an absent finding."""
     sides: dict[str, list[float]] = {}
     for reference in benchmark.references.values():
-        for box in reference.boxes:
-            sides.setdefault(reference.finding, []).append(choose_view_side(box))
+        if reference.boxes:
+            study = studies[benchmark.questions[reference.question].study]
+            aspect = study.width / study.height
+            sides.setdefault(reference.finding, []).extend(fit_view_side(box, aspect=aspect) for box in reference.boxes)
     return {finding: sorted(lengths)[len(lengths) // 2] for finding, lengths in sides.items()}
 
 
 def _choose_control_region(
-    arm: str, question: Question, reference: Reference, sides: Mapping[str, float], seed: int
+    arm: str, question: Question, reference: Reference, sides: Mapping[str, float], *, seed: int, aspect: float
 ) -> Box:
     """Choose a control's region.
 
@@ -247,8 +269,9 @@ def _choose_control_region(
         return WHOLE_IMAGE
     boxes = reference.boxes
     if arm in ("oracle", "shuffled") and boxes:
-        return choose_view_square(boxes[0])
-    side = choose_view_side(boxes[0]) if boxes else sides.get(reference.finding, 0.25)
+        return fit_view_square(boxes[0], aspect=aspect)
+    side = fit_view_side(boxes[0], aspect=aspect) if boxes else sides.get(reference.finding, 0.25)
     attempts = 20 if arm == "wrong" else 1  # `wrong` takes the draw that covers the finding least
-    draws = [draw_random_square(derive_seed(seed, question.id, arm, n), side) for n in range(attempts)]
+    seeds = [derive_seed(seed, question.id, arm, n) for n in range(attempts)]
+    draws = [draw_random_square(one, side, aspect=aspect) for one in seeds]
     return min(draws, key=lambda draw: sum(compute_coverage(box, by=draw) for box in boxes))

@@ -1,9 +1,9 @@
 """Candidates: the policy's answers from every region of a question, one chain step at a time.
 
 With one step (the default) a candidate is a region and one of the answers sampled from it. With more steps, the best
-candidate of a step becomes the context of the next one [ClinCoT], and every other candidate is continued once as well,
-because a region is also worth what it contributes to later steps: s = s_cur + gamma * s_next [UV-CoT], computed in
-preferences/pairs.py from Candidate.parent.
+candidate of a step becomes the context of the next one [ClinCoT], and every other candidate is continued as well, from
+its own region or from every region (answer.continue_from), because a region is also worth what it contributes to later
+steps: s = s_cur + gamma * s_next [UV-CoT], computed in preferences/pairs.py from Candidate.parent.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Literal
 
 from clincot.batching import iter_blocks
 from clincot.config import AnswerConfig
@@ -52,6 +53,7 @@ class GenerationRequest:
                 candidate.region_written,
                 candidate.text,
                 report=report,
+                cutout=region.cutout,
             )
             for region, candidate in self.before
         ]
@@ -60,6 +62,7 @@ class GenerationRequest:
             self.region.box,
             is_written(self.region),
             report=report,
+            cutout=self.region.cutout,
         )
         return chain_prompt(self.study, folder, policy.views, [*earlier, current])
 
@@ -138,12 +141,14 @@ def plan_first_step(
 
 def plan_next_step(
     answered: Sequence[tuple[GenerationRequest, Candidate, float | None]],
+    *,
+    continue_from: Literal["own", "all"] = "own",
 ) -> Iterator[GenerationRequest]:
     """Yield the requests of one question's next step.
 
     `answered` holds every request so far with its candidate and score. Every candidate of the last step is continued
-    from its own region, which gives its s_next; the best one is also continued from every other region. Chains whose
-    last candidate has no score end here.
+    from its own region, which gives its s_next; the best one, or with `all` every one, is also continued from every
+    other region. Chains whose last candidate has no score end here.
     """
     last_step = max((candidate.step for _, candidate, _ in answered), default=0)
     by_id = {candidate.id: (request, candidate) for request, candidate, _ in answered}
@@ -158,7 +163,7 @@ def plan_next_step(
     regions = {request.region.id: request.region for request, _, _ in answered}
     for request, candidate, _ in continued:
         next_regions = [request.region]
-        if candidate is best:
+        if candidate is best or continue_from == "all":
             next_regions += [region for region in regions.values() if region.id != request.region.id]
         for region in next_regions:
             yield GenerationRequest(request.study, request.question, region, _trace_chain(candidate, by_id))

@@ -208,16 +208,17 @@ class RandomGrounder:
         return [GroundedRegion("anywhere", draw_random_square(seed, self.side), 0.0) for seed in seeds]
 
 
-def draw_random_square(seed: int, side: float) -> Box:
-    """A square of the given side (normalised units), placed uniformly in the image.
+def draw_random_square(seed: int, side: float, *, aspect: float = 1.0) -> Box:
+    """A square (in pixels) of the given side, as a share of the image's shorter side, placed uniformly in the image.
 
     Not the draw of judging.labelled_answers.sample_grid_square: that one draws centres and snaps to a grid, so sharing
     the code would change which boxes a seed gives.
     """
     if side >= 1:
         return WHOLE_IMAGE
-    x0, y0 = np.random.default_rng(seed).uniform(0, 1 - side, 2)
-    return box_from_xyxy((x0, y0, x0 + side, y0 + side))
+    width, height = side * min(aspect, 1.0) / aspect, side * min(aspect, 1.0)
+    x0, y0 = np.random.default_rng(seed).uniform(0, (1 - width, 1 - height))
+    return box_from_xyxy((x0, y0, x0 + width, y0 + height))
 
 
 def _list_findings(queries: Sequence[GroundingQuery]) -> list[tuple[Study, str]]:

@@ -4,53 +4,45 @@ Each image is one POST of JSON:
 
     {"image": "<base64 PNG>", "hypotheses": ["nodule", "pleural effusion"]}
 
-The reply lists any number of regions; each names its hypothesis and has either a box or a mask:
+With a prompt of its own (propose.http_prompt), `prompts` has the text of each hypothesis, in the same order. The reply
+lists any number of regions; each names its hypothesis and has a box, a mask or COCO's run-length code of a mask:
 
     {"regions": [{"hypothesis": "nodule", "box": [0.12, 0.30, 0.37, 0.55], "confidence": 0.8},
-                 {"hypothesis": "pleural effusion", "mask": "<base64 PNG>"}]}
+                 {"hypothesis": "pleural effusion", "mask": "<base64 PNG>"},
+                 {"hypothesis": "pleural effusion", "rle": {"size": [512, 512], "counts": "…"}}]}
 
 A box is x0, y0, x1, y1 in [0, 1], normalised to the image as sent. Numbers outside that range are an error; they are
 never interpreted as pixels or percent. A mask is an 8-bit grey (255: certain) or 1-bit PNG of any size with the image's
 proportions. Pixels of at least half of 255 are grouped into connected components; a component's confidence is its mean
-grey unless the reply states one.
+grey unless the reply states one. `rle` has the same proportions; its `counts` are COCO's compressed text or a list.
+Regions with a mask keep it (records.Region.mask).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
-import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clincot.clients.http import NO_RETRIES, JsonClient, encode_png_base64, read_api_key, validate_url
-from clincot.generation.masks import MIN_AREA, extract_mask_regions, sort_by_confidence
+from clincot.generation.masks import MIN_AREA, sort_by_confidence
+from clincot.generation.reply_masks import (
+    RleReply,
+    UnusableRegion,
+    check_confidence,
+    decode_png_mask,
+    decode_rle_mask,
+    iter_mask_regions,
+)
 from clincot.geometry import Box, box_from_xyxy
-from clincot.images import DEFAULT_LIMITS, load_cached_view
+from clincot.images import load_cached_view
 from clincot.models.protocols import GroundedRegion, GroundingQuery, collect_findings, group_by_study
+from clincot.prompts import fill_segmenter_prompt
 from clincot.records import Study
 
 _EXPECTED_REPLY = "regions for the hypotheses"
-_MASK_THRESHOLD = 128  # the lowest grey that is at least half of 255
-# What Pillow's PNG reader raises on damaged files, and base64 on characters outside ASCII.
-_PNG_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 class _RegionReply(BaseModel):
@@ -59,6 +51,7 @@ class _RegionReply(BaseModel):
     hypothesis: str
     box: Annotated[list[float], Field(min_length=4, max_length=4)] | None = None
     mask: str | None = None
+    rle: RleReply | None = None
     confidence: float | None = None
 
 
@@ -70,7 +63,8 @@ class HttpGrounder:
     """See protocols.Grounder. Raises ModelFailed for any reply that does not follow the format above.
 
     url: address of the POST. side_px: longest side of the image as sent; None keeps its size. timeout_s: limit of a
-    whole request. min_area: smallest component of a mask that counts, as a share of the image.
+    whole request. min_area: smallest component of a mask that counts, as a share of the image. prompt: what a
+    hypothesis is prompted with (prompts.fill_segmenter_prompt).
     """
 
     name = "http"
@@ -79,6 +73,7 @@ class HttpGrounder:
         self,
         url: str,
         *,
+        prompt: str = "{finding}",
         api_key_env: str = "",
         api_key_file: Path | None = None,
         timeout_s: float = 60.0,
@@ -87,6 +82,7 @@ class HttpGrounder:
     ) -> None:
         self.url = validate_url(url, what="grounder 'http' (propose.http_url)")
         self._key = read_api_key(env=api_key_env, file=api_key_file, what="grounder 'http'")
+        self._prompt = prompt
         self._timeout_s = timeout_s
         self._side_px = side_px
         self._min_area = min_area
@@ -105,7 +101,9 @@ class HttpGrounder:
         if not findings:
             return [[] for _ in hypotheses]
         image = load_cached_view(folder / study.image, None, self._side_px)
-        payload = {"image": encode_png_base64(image), "hypotheses": findings}
+        payload: dict[str, str | list[str]] = {"image": encode_png_base64(image), "hypotheses": findings}
+        if self._prompt != "{finding}":
+            payload["prompts"] = [fill_segmenter_prompt(self._prompt, finding, study) for finding in findings]
         regions: dict[str, list[GroundedRegion]] = {finding: [] for finding in findings}
         with JsonClient(timeout_s=self._timeout_s, key=self._key) as client:
             reply = NO_RETRIES.call(
@@ -117,33 +115,30 @@ class HttpGrounder:
             for position, region in enumerate(reply.regions):
                 try:
                     if region.hypothesis not in regions:
-                        raise _UnusableRegion(
+                        raise UnusableRegion(
                             f"a region for {region.hypothesis!r}, which was not asked; asked were {findings}"
                         )
                     regions[region.hypothesis] += self._parse_region(region, study)
-                except _UnusableRegion as error:
+                except UnusableRegion as error:
                     where = f"POST {self.url} ({study.image})"
                     raise client.build_error(where, _EXPECTED_REPLY, f"at regions.{position}: {error}") from None
         return [_select_regions(names, regions) for names in hypotheses]
 
     def _parse_region(self, region: _RegionReply, study: Study) -> Iterator[GroundedRegion]:
-        if (region.box is None) == (region.mask is None):
-            raise _UnusableRegion("expected a box or a mask, not both and not neither")
-        confidence = None if region.confidence is None else round(region.confidence, 6)
-        if confidence is not None and not 0 <= confidence <= 1:
-            raise _UnusableRegion(f"expected a confidence in [0, 1], got {region.confidence}")
+        given = [name for name in ("box", "mask", "rle") if getattr(region, name) is not None]
+        if len(given) != 1:
+            raise UnusableRegion(f"expected one of box, mask and rle, got {' and '.join(given) or 'none'}")
+        confidence = check_confidence(region.confidence)
         if region.box is not None:
             if confidence is None:
-                raise _UnusableRegion("a box needs a confidence in [0, 1]")
+                raise UnusableRegion("a box needs a confidence in [0, 1]")
             yield GroundedRegion(region.hypothesis, _parse_box(region.box), confidence)
-        elif region.mask is not None:
-            grey_HW = _decode_mask(region.mask, study.width, study.height)
-            for box, mean in extract_mask_regions(grey_HW >= _MASK_THRESHOLD, grey_HW / 255, min_area=self._min_area):
-                yield GroundedRegion(region.hypothesis, box, mean if confidence is None else confidence)
-
-
-class _UnusableRegion(Exception):
-    """A region of a reply that cannot be used; the message says why."""
+            return
+        if region.mask is not None:
+            grey_HW = decode_png_mask(region.mask, study.width, study.height)
+        elif region.rle is not None:
+            grey_HW = decode_rle_mask(region.rle, study.width, study.height)
+        yield from iter_mask_regions(region.hypothesis, grey_HW, confidence, min_area=self._min_area)
 
 
 def _select_regions(hypotheses: Sequence[str], regions: Mapping[str, Sequence[GroundedRegion]]) -> list[GroundedRegion]:
@@ -156,7 +151,7 @@ def _select_regions(hypotheses: Sequence[str], regions: Mapping[str, Sequence[Gr
 
 def _parse_box(numbers: Sequence[float]) -> Box:
     if not all(0 <= round(v, 4) <= 1 for v in numbers):  # false for NaN too; boxes are rounded to four decimals
-        raise _UnusableRegion(
+        raise UnusableRegion(
             f"expected a box as x0, y0, x1, y1 normalised to [0, 1] of the image, got {list(numbers)}; pixels or "
             "percent are not converted here, divide them by the image's width and height at the endpoint"
         )
@@ -164,34 +159,6 @@ def _parse_box(numbers: Sequence[float]) -> Box:
     try:
         return box_from_xyxy((x0, y0, x1, y1))
     except ValidationError:
-        raise _UnusableRegion(
+        raise UnusableRegion(
             f"expected a box with x0 < x1 and y0 < y1 (to four decimals), got {list(numbers)}"
         ) from None
-
-
-def _decode_mask(encoded: str, width: int, height: int) -> npt.NDArray[np.uint8]:
-    """Decode a mask to grey values (H, W); `width` and `height` are those of the image that it has to cover."""
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=("PNG",)) as image:
-            if image.width * image.height > DEFAULT_LIMITS.max_pixels:
-                raise _UnusableRegion(
-                    f"expected a mask of at most {DEFAULT_LIMITS.max_pixels} pixels, got {image.size}"
-                )
-            if image.mode not in ("1", "L"):
-                raise _UnusableRegion(f"expected a mask in 8-bit grey or 1 bit, got a PNG of mode {image.mode!r}")
-            grey_HW = np.asarray(image.convert("L"))
-    except binascii.Error as error:
-        raise _UnusableRegion(f"expected a mask in base64, got something else ({error})") from None
-    except UnidentifiedImageError:
-        raise _UnusableRegion("expected a mask that is a PNG, got another format") from None
-    except _PNG_ERRORS as error:
-        raise _UnusableRegion(f"expected a mask that is a whole PNG, but it is damaged ({error})") from None
-    rows, columns = grey_HW.shape
-    if abs(columns - rows * width / height) > 1 and abs(rows - columns * height / width) > 1:
-        raise _UnusableRegion(
-            f"expected a mask of the image's proportions ({width} x {height}), got {columns} x {rows}; a padded or "
-            "stretched mask cannot be placed"
-        )
-    if grey_HW.max() == 1:
-        raise _UnusableRegion("a mask whose highest grey is 1; expected 255 for what belongs to it (multiply by 255)")
-    return grey_HW

@@ -45,10 +45,17 @@ def extract_map_regions(
 def extract_mask_regions(
     mask_HW: npt.NDArray[np.bool_], relevance_HW: npt.NDArray[np.floating], *, min_area: float = MIN_AREA
 ) -> list[tuple[Box, float]]:
-    """(box, mean relevance) of each connected component of at least `min_area` of the image, best first.
+    """(box, mean relevance) of each connected component; see split_mask."""
+    return [(box, mean) for box, mean, _ in split_mask(mask_HW, relevance_HW, min_area=min_area)]
+
+
+def split_mask(
+    mask_HW: npt.NDArray[np.bool_], relevance_HW: npt.NDArray[np.floating], *, min_area: float = MIN_AREA
+) -> list[tuple[Box, float, npt.NDArray[np.bool_]]]:
+    """(box, mean relevance, mask) of each connected component of at least `min_area` of the image, best first.
 
     relevance_HW: values in [0, 1], same shape as the mask; the mean is over the component's own pixels. The box is the
-    component's bounding box including its outermost pixels.
+    component's bounding box including its outermost pixels; its mask has the shape of the whole one.
     """
     if mask_HW.shape != relevance_HW.shape or mask_HW.ndim != 2:
         raise ValueError(f"mask and relevance need one shape, got {mask_HW.shape} and {relevance_HW.shape}")
@@ -59,8 +66,10 @@ def extract_mask_regions(
         component_HW = labels_HW[rows, columns] == label
         if component_HW.sum() < min_area * mask_HW.size:
             continue
+        whole_HW = np.zeros_like(mask_HW)
+        whole_HW[rows, columns] = component_HW
         box = box_from_pixels(columns.start, rows.start, columns.stop, rows.stop, width=width, height=height)
-        regions.append((box, round(float(relevance_HW[rows, columns][component_HW].mean()), 6)))
+        regions.append((box, round(float(relevance_HW[rows, columns][component_HW].mean()), 6), whole_HW))
     return sorted(regions, key=lambda region: (-region[1], region[0].xyxy))
 
 

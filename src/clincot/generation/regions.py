@@ -12,6 +12,7 @@ from clincot.errors import InvalidInput
 from clincot.generation.grounders import RandomGrounder, RelevanceGrounder, WindowGrounder, WrittenGrounder
 from clincot.generation.http_grounder import HttpGrounder
 from clincot.generation.hypotheses import choose_hypotheses
+from clincot.generation.kserve_segmenter import KserveSegmenter
 from clincot.generation.masks import deduplicate_regions
 from clincot.geometry import WHOLE_IMAGE
 from clincot.models.protocols import GroundedRegion, Grounder, GroundingQuery, Policy, has_gradients
@@ -42,7 +43,11 @@ def build_grounder(name: str, config: ProposeConfig, policy: Policy, count: int)
     if name == "random":
         return RandomGrounder(count=count, side=config.window_sides[0], seed=config.seed)
     if name == "http":
-        return HttpGrounder(config.http_url)
+        if config.http_protocol == "kserve-v2":
+            return KserveSegmenter(
+                config.http_url, config.http_model, prompt=config.http_prompt, api_key_env=config.http_api_key_env
+            )
+        return HttpGrounder(config.http_url, prompt=config.http_prompt, api_key_env=config.http_api_key_env)
     raise ValueError(f"no grounder is called {name!r}; there are windows, relevance, written, random and http")
 
 
@@ -94,5 +99,7 @@ def _merge_regions(
             box=region.box,
             confidence=round(region.confidence, 6),
             grounder=name,
+            mask=region.mask,
+            outside="shown" if region.mask is None else config.mask_outside,
         )
     yield Region(question=question.id, hypothesis="whole image", box=WHOLE_IMAGE, confidence=0.0, grounder="whole")

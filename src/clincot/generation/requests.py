@@ -86,7 +86,7 @@ def next_step_requests(inputs: Mapping[str, Path], config: AnswerConfig) -> Iter
                 actual = "the end of the file" if score is None else f"the one of {score.candidate}"
                 raise InvalidRecord(f"{inputs['scores_before']}: expected the score of {candidate.id}, got {actual}")
             answered.append((request, candidate, score.score))
-        yield from plan_next_step(answered)
+        yield from plan_next_step(answered, continue_from=config.continue_from)
 
 
 def merge_candidates(before: Iterator[Candidate], new: Iterator[Candidate]) -> Iterator[Candidate]:

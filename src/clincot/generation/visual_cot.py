@@ -250,7 +250,7 @@ def _answer_chains(
     prompts = []
     for chain in chains:
         for region in chain.regions:
-            step = ChainStep(chain.asked.text, region.box, is_written(region))
+            step = ChainStep(chain.asked.text, region.box, is_written(region), cutout=region.cutout)
             prompts.append(chain_prompt(chain.asked.study, chain.asked.folder, policy.views, [step]))
     generated = policy.generate(
         prompts,

@@ -14,7 +14,7 @@ from pathlib import Path
 from clincot.clients.http import HttpFailure, RequestRetries
 from clincot.config import JudgeConfig, JudgeSpec
 from clincot.errors import ModelFailed
-from clincot.geometry import Box
+from clincot.geometry import Box, Cutout
 from clincot.models.protocols import NO_PROBABILITY, Judge, JudgeReply, is_remote
 from clincot.prompts import Conversation, JudgeStyle, judge_prompt, text_judge_prompt
 from clincot.records import Study
@@ -42,6 +42,7 @@ class JudgeRequest:
     unit: int = 0  # block number (batching.py); a batch never spans two blocks
     finding: str = ""  # the hypothesis for which the region was proposed; only text_only judges are told
     reference: str = ""  # the right answer, for `clincot calibrate` with judge.show_reference; never in a round
+    cutout: Cutout | None = None  # of a region with a mask, as the policy saw it
 
 
 @dataclass
@@ -131,7 +132,13 @@ def build_judge_conversation(judge: Judge, style: JudgeStyle, request: JudgeRequ
             reference=request.reference if style.reference else "",
         )
     return judge_prompt(
-        request.study, folder, judge.views, question=request.question, answer=request.answer, box=request.box
+        request.study,
+        folder,
+        judge.views,
+        question=request.question,
+        answer=request.answer,
+        box=request.box,
+        cutout=request.cutout,
     )
 
 

@@ -68,7 +68,7 @@ class ChatTemplateError(InvalidInput):
 
 
 def read_picture(picture: ImageView) -> Image.Image:
-    return render_view(_open_cached(picture.path), picture.box, picture.side_px)
+    return render_view(_open_cached(picture.path), picture.box, picture.side_px, picture.cutout)
 
 
 @lru_cache(maxsize=4)  # a question's crops all come from the same file; one of 16 megapixels takes 48 MB

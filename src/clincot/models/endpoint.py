@@ -459,5 +459,5 @@ def _build_content(turn: Turn, text_only: bool) -> str | list[dict[str, Any]]:
 @lru_cache(maxsize=8)  # the candidates of a question are consecutive and show the same whole image
 def _encode_data_uri(picture: ImageView) -> str:
     return "data:image/png;base64," + encode_png_base64(
-        load_cached_view(Path(picture.path), picture.box, picture.side_px)
+        load_cached_view(Path(picture.path), picture.box, picture.side_px, picture.cutout)
     )

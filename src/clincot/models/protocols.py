@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clincot.clients.http import HttpFailure, RequestRetries
-from clincot.geometry import Box
+from clincot.geometry import Box, RegionMask
 from clincot.prompts import Conversation, PromptFormat
 from clincot.records import Question, Study
 
@@ -140,6 +140,7 @@ class GroundedRegion:
     hypothesis: str
     box: Box
     confidence: float  # in [0, 1]
+    mask: RegionMask | None = None  # the region's pixels, from a grounder that segments
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Fit:
-    """On how many GPUs of a kind something fits; 0: on none of SHARDED_OVER."""
+    """On how many GPUs of a kind something fits; 0: on none of SHARDED_OVER that can share the pairs of a step."""
 
     gpu: str
     what: str
@@ -313,6 +313,8 @@ def _list_fits(request: PlanRequest, size: ModelSize, counts: RoundCounts, rows:
             needed = 0.0
             found = 0
             for number in SHARDED_OVER:
+                if train.batch_size % number:  # processes share a step's pairs evenly (training/distributed.py)
+                    continue
                 needed = estimate_training(size, train, tokens=tokens, method=method, gpus=number).gib
                 if needed <= usable:
                     found = number

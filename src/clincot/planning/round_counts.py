@@ -149,7 +149,7 @@ class RoundCounter:
         else:
             requests = []
             for _, group in groupby(answered, key=lambda one: one[0].question.id):
-                requests += plan_next_step(list(group))
+                requests += plan_next_step(list(group), continue_from=config.continue_from)
         candidates = answer_regions(requests, data.folder, self.policy, config)
         draw = random.Random(f"scores {step}")
         return [(request, candidate, draw.random()) for request, candidate in zip(requests, candidates, strict=True)]
@@ -168,6 +168,7 @@ class RoundCounter:
                 candidate.text,
                 block,
                 finding="" if request.region.box == WHOLE_IMAGE else request.region.hypothesis,
+                cutout=request.region.cutout,
             )
             for block, (request, candidate, _) in iter_blocks(answered, lambda one: one[0].question.id)
         )

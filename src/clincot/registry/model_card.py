@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from clincot.records import BenchmarkReport, Interval
+from typing import get_args
+
+from clincot.evaluation.answer_protocols import AnswerProtocol, choose_headline
+from clincot.evaluation.benchmark_report import METRIC_HEADINGS
+from clincot.records import BenchmarkReport, Decision, Interval
 from clincot.registry.manifest import Manifest
 
 # metric name in a report -> heading of its column in the table
 _METRIC_LABELS = {
+    "parsed_accuracy": METRIC_HEADINGS["parsed_accuracy"],
+    "llava_med_closed_accuracy": METRIC_HEADINGS["llava_med_closed_accuracy"],
     "accuracy": "accuracy",
     "hit_rate": "region hit-rate",
     "iou": "region IoU",
     "hallucination": "hallucination",
     "off_format": "off format",
 }
+_PROTOCOL_METRICS = ("parsed_accuracy", "llava_med_closed_accuracy")  # shown only if the gate used the protocol
 _ARM_LABELS = {
     "written": "own region",
     "windows": "grounder",
@@ -43,7 +50,7 @@ def render_model_card(manifest: Manifest) -> str:
         _render_front_matter(manifest),
         _render_origin(manifest),
         INTENDED_USE,
-        _render_benchmark(manifest.report),
+        _render_benchmark(manifest.report, _find_protocol(manifest.decision)),
         _render_decision(manifest),
     ]
     if manifest.golden:
@@ -78,13 +85,21 @@ def _render_origin(manifest: Manifest) -> str:
     return "\n".join(["## Origin", "", "| | |", "|---|---|", *lines, ""])
 
 
-def _render_benchmark(report: BenchmarkReport | None) -> str:
+def _find_protocol(decision: Decision | None) -> AnswerProtocol:
+    """The protocol by which the gate graded answers."""
+    stated = "strict" if decision is None else decision.settings.get("protocol")
+    return next((protocol for protocol in get_args(AnswerProtocol) if protocol == stated), "strict")
+
+
+def _render_benchmark(report: BenchmarkReport | None, protocol: AnswerProtocol) -> str:
     if report is None:
         return "## Benchmark\n\nNot measured.\n"
     reported: set[str] = set()
     for metrics in report.metrics.values():
         reported.update(metrics)
-    names = [name for name in _METRIC_LABELS if name in reported]
+    headline = choose_headline(protocol, reported)
+    names = [headline] if headline in reported else []
+    names += [name for name in _METRIC_LABELS if name in reported and name not in (*names, *_PROTOCOL_METRICS)]
     rows = [["looks at", "n", *(_METRIC_LABELS[name] for name in names)], ["---"] * (len(names) + 2)]
     for arm, metrics in report.metrics.items():
         counted = metrics.get("accuracy")

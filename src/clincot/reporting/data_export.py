@@ -228,7 +228,8 @@ def _list_images(turns: Conversation) -> list[dict[str, Any]]:
 def _encode_view(view: ImageView) -> dict[str, Any]:
     """The view as the model sees it, as PNG."""
     buffer = io.BytesIO()
-    load_cached_view(Path(view.path), view.box, view.side_px).save(buffer, format="PNG", compress_level=_PNG_LEVEL)
+    picture = load_cached_view(Path(view.path), view.box, view.side_px, view.cutout)
+    picture.save(buffer, format="PNG", compress_level=_PNG_LEVEL)
     return {"bytes": buffer.getvalue(), "path": None}
 
 

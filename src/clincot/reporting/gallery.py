@@ -135,8 +135,9 @@ class PageImages:
     def encode_crop(self, study: Study, folder: Path, views: PromptFormat, region: Region | Outcome) -> str:
         """Encode the crop of a region as the policy saw it, at the size at which it saw it."""
         path = resolve_image_path(study, folder)
-        view = build_crop_view(study, folder, views, region.box)
-        return encode_data_uri(load_cached_view(path, view.box, view.side_px or CROP_PX), lossless=True)
+        cutout = region.cutout if isinstance(region, Region) else None
+        view = build_crop_view(study, folder, views, region.box, cutout)
+        return encode_data_uri(load_cached_view(path, view.box, view.side_px or CROP_PX, cutout), lossless=True)
 
 
 def resolve_image_path(study: Study, folder: Path) -> Path:

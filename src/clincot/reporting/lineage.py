@@ -17,6 +17,8 @@ from PIL import Image
 
 from clincot.config import load_params
 from clincot.errors import InvalidInput
+from clincot.evaluation.answer_protocols import choose_headline
+from clincot.evaluation.benchmark_report import METRIC_HEADINGS
 from clincot.geometry import box_to_text
 from clincot.jsonl import hash_files, read_json
 from clincot.records import (
@@ -258,11 +260,18 @@ class _LineageTree:
         return LineageNode(f"{decision.id}  {decision.verdict}", below)
 
     def build_report(self, report: BenchmarkReport) -> LineageNode:
-        arms = [
-            LineageNode(f"{arm}: accuracy {_describe_interval(metrics['accuracy'])}")
-            for arm, metrics in report.metrics.items()
-            if "accuracy" in metrics
-        ]
+        protocol = load_params(self.run / layout.PARAMS_FILE).decide.protocol
+        arms = []
+        for arm, metrics in report.metrics.items():
+            headline = choose_headline(protocol, metrics)
+            shown = dict.fromkeys((headline, "accuracy"))  # by the recipe's protocol first, exact match second
+            described = [
+                f"{METRIC_HEADINGS[name] if protocol != 'strict' else name} {_describe_interval(metrics[name])}"
+                for name in shown
+                if name in metrics
+            ]
+            if described:
+                arms.append(LineageNode(f"{arm}: {', '.join(described)}"))
         below = [*arms, self.build_policy("policy", report.policy), LineageNode(f"benchmark {report.benchmark}")]
         return LineageNode(f"{report.id}  report, {report.protocol}", below)
 

@@ -6,7 +6,7 @@ shows the answer key of benchmark questions only; data/references.jsonl is never
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from clincot import __version__, jsonl
 from clincot.config import SECTION_NAMES, load_params
 from clincot.evaluation import blind_baseline
+from clincot.evaluation.answer_protocols import choose_headline
 from clincot.evaluation.benchmark_report import METRIC_HEADINGS
 from clincot.evaluation.intervals import MIN_RELIABLE_CLUSTERS
 from clincot.jsonl import InvalidRecord, read_json, read_json_model
@@ -41,8 +42,7 @@ DATA_DISCLAIMER = (
 )
 _EXAMPLE_COUNT = 6  # in each section
 _DISCORDANT_COUNT = 4  # for each round
-_GAIN_METRICS = {"gain": "correct", "hit_gain": "hit"}  # column -> metric of results.json's paired differences
-_REQUIRED_METRICS = {"gain": "accuracy", "hit_gain": "hit_rate"}
+# Metric of a report -> metric of results.json's paired differences; others have the same name in both.
 _PAIRED_METRICS = {"accuracy": "correct", "hit_rate": "hit"}
 
 
@@ -84,14 +84,22 @@ class TableGroup:
     rows: tuple[TableRow, ...]
 
 
-MAIN_COLUMNS = (
-    TableColumn("accuracy", METRIC_HEADINGS["accuracy"], drawn=True),
-    TableColumn("gain", "vs base", signed=True),
-    TableColumn("hit_rate", METRIC_HEADINGS["hit_rate"], drawn=True),
-    TableColumn("hit_gain", "vs base", signed=True),
-    TableColumn("iou", METRIC_HEADINGS["iou"]),
-    TableColumn("off_format", METRIC_HEADINGS["off_format"]),
-)
+def list_main_columns(headline: str, measured: Collection[str]) -> list[TableColumn]:
+    """The columns of the first table that were measured: the headline metric first, exact match as a second figure."""
+    columns = []
+    if headline in measured:
+        columns += [
+            TableColumn(headline, METRIC_HEADINGS[headline], drawn=True),
+            TableColumn("gain", "vs base", signed=True),
+        ]
+    if headline != "accuracy" and "accuracy" in measured:
+        columns.append(TableColumn("accuracy", METRIC_HEADINGS["accuracy"]))
+    if "hit_rate" in measured:
+        columns += [
+            TableColumn("hit_rate", METRIC_HEADINGS["hit_rate"], drawn=True),
+            TableColumn("hit_gain", "vs base", signed=True),
+        ]
+    return columns + [TableColumn(name, METRIC_HEADINGS[name]) for name in ("iou", "off_format") if name in measured]
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,8 @@ def _build_context(run: Path, title: str) -> dict[str, Any]:
     for row in results.rows:
         present.update(*row.arms.values())
     names = [name for name in METRIC_HEADINGS if name in present]
-    blind_accuracy = results.blind.arms.get(blind_baseline.BLIND_ARM, {}).get("accuracy")
+    headline = choose_headline(results.protocol, names)
+    blind_accuracy = results.blind.arms.get(blind_baseline.BLIND_ARM, {}).get(headline)
     blind_whisker = figures.build_whisker(blind_accuracy)
 
     pictures = gallery.PageImages()
@@ -155,10 +164,11 @@ def _build_context(run: Path, title: str) -> dict[str, Any]:
         "version": __version__,
         "statement": RENDERED_DISCLAIMER if rendered else DATA_DISCLAIMER,
         "statement_short": SHORT_DISCLAIMER if rendered else "Not clinical evidence.",
-        "facts": _build_key_figures(folders, results, main_arm),
+        "facts": _build_key_figures(folders, results, main_arm, headline),
+        "headline": headline,
         "main_arm": main_arm,
-        "results": _build_groups(results, names, main_arm, params.evaluate.arms),
-        "columns": [column for column in MAIN_COLUMNS if _REQUIRED_METRICS.get(column.name, column.name) in names],
+        "results": _build_groups(results, names, main_arm, params.evaluate.arms, headline),
+        "columns": list_main_columns(headline, names),
         "more_columns": [TableColumn(name, METRIC_HEADINGS[name]) for name in names],
         "blind": None if blind_whisker is None else blind_whisker.value,
         "notes": _build_notes(results),
@@ -205,14 +215,17 @@ def _find_policies(run: Path, folders: Sequence[Path], about: RunFile) -> list[t
     ]
 
 
-def _build_groups(results: RunResults, names: Sequence[str], main_arm: str, order: Sequence[str]) -> list[TableGroup]:
+def _build_groups(
+    results: RunResults, names: Sequence[str], main_arm: str, order: Sequence[str], headline: str
+) -> list[TableGroup]:
     """Build one group of rows for each policy, arms in the configured order and the blind baseline last."""
     position = {arm: number for number, arm in enumerate(order)}
 
     def build_row(policy: str, arm: str, metrics: Mapping[str, Interval]) -> TableRow:
         cells = {name: metrics.get(name) for name in names}
-        cells |= {name: results.find_gain(policy, arm, metric) for name, metric in _GAIN_METRICS.items()}
-        whiskers = {name: figures.build_whisker(metrics.get(name)) for name in ("accuracy", "hit_rate")}
+        for column, metric in (("gain", headline), ("hit_gain", "hit_rate")):
+            cells[column] = results.find_gain(policy, arm, _PAIRED_METRICS.get(metric, metric))
+        whiskers = {name: figures.build_whisker(metrics.get(name)) for name in (headline, "hit_rate")}
         return TableRow(arm, arm == main_arm, cells, whiskers)
 
     groups = []
@@ -247,17 +260,24 @@ def _build_notes(results: RunResults) -> list[str]:
     ]
 
 
-def _build_key_figures(folders: Sequence[Path], results: RunResults, main_arm: str) -> list[KeyFigure]:
+def _build_key_figures(folders: Sequence[Path], results: RunResults, main_arm: str, headline: str) -> list[KeyFigure]:
     facts = []
+    compared = [(headline, "Accuracy"), ("hit_rate", "Region hit-rate")]
+    if headline != "accuracy":
+        compared = [
+            (headline, f"Accuracy by the recipe's protocol ({results.protocol})"),
+            ("accuracy", "Accuracy by exact match"),
+            ("hit_rate", "Region hit-rate"),
+        ]
     by_name = {row.row: row.arms.get(main_arm, {}) for row in results.rows}
     last = next((name for folder in reversed(folders) if (name := _format_round_name(folder)) in by_name), "")
-    for metric, heading in (("accuracy", "Accuracy"), ("hit_rate", "Region hit-rate")):
+    for metric, heading in compared:
         before, after = (by_name.get(name, {}).get(metric) for name in ("base", last))
         if before is not None and after is not None and before.value is not None and after.value is not None:
-            gain = results.find_gain(last, main_arm, _PAIRED_METRICS[metric])
+            gain = results.find_gain(last, main_arm, _PAIRED_METRICS.get(metric, metric))
             paired = "" if gain is None or gain.value is None else f"paired difference {_format_signed(gain)}"
             facts.append(KeyFigure(f"{heading}, base → {last}", f"{before.value:.3f} → {after.value:.3f}", paired))
-    blind = results.blind.arms.get(blind_baseline.BLIND_ARM, {}).get("accuracy")
+    blind = results.blind.arms.get(blind_baseline.BLIND_ARM, {}).get(headline)
     if blind is not None and blind.value is not None:
         note = f"the blind baseline, fitted on {results.blind.fitted_on}"
         facts.append(KeyFigure("Accuracy without the image", f"{blind.value:.3f}", note))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from clincot.drawing import BLUE, GREEN, ORANGE, WHITE, BoxAnnotation, ImagePanel, Rgb, render_panels
 from clincot.errors import InvalidInput
-from clincot.geometry import Box, box_to_text
+from clincot.geometry import Box, Cutout, box_to_text
 from clincot.images import open_image, render_view
 from clincot.prompts import PromptFormat, build_crop_view, load_prompt_format
 from clincot.records import (
@@ -51,8 +51,9 @@ class Illustrator:
             case Region():
                 views = self._find_prompt_format(next(iter(self.policies), ""))
                 lines = _describe_region_lines(record)
+                marks = [BoxAnnotation(record.box, BLUE)]
                 panel = self._build_panel(
-                    record.question, [BoxAnnotation(record.box, BLUE)], record.id, lines, record.box, views
+                    record.question, marks, record.id, lines, record.box, views, cutout=record.cutout
                 )
                 return render_panels([panel], self._read_title(record.question))
             case Outcome():
@@ -88,9 +89,8 @@ class Illustrator:
             lines.append(f"panel {value}, {score.judges} judges")
         caption = f"{prefix}“{candidate.text}”"
         views = self._find_prompt_format(candidate.policy)
-        return self._build_panel(
-            candidate.question, [BoxAnnotation(region.box, colour)], caption, lines, region.box, views
-        )
+        marks = [BoxAnnotation(region.box, colour)]
+        return self._build_panel(candidate.question, marks, caption, lines, region.box, views, cutout=region.cutout)
 
     def _draw_outcome(self, outcome: Outcome) -> Image.Image:
         reference = self.records.get_record(Reference, outcome.reference)
@@ -121,6 +121,8 @@ class Illustrator:
         lines: Sequence[str] = (),
         box: Box | None = None,
         views: PromptFormat | None = None,
+        *,
+        cutout: Cutout | None = None,
     ) -> ImagePanel:
         """Build a panel with the question's film and marks, and the crop of `box` as a policy sees it."""
         study = self.records.get_question_study(question)
@@ -128,8 +130,8 @@ class Illustrator:
         film = open_image(folder / study.image)
         crop = None
         if box is not None:
-            view = build_crop_view(study, folder, views or PromptFormat(), box)
-            crop = render_view(film, view.box, view.side_px)
+            view = build_crop_view(study, folder, views or PromptFormat(), box, cutout)
+            crop = render_view(film, view.box, view.side_px, view.cutout)
         colour = marks[-1].colour if marks else WHITE
         return ImagePanel(film, tuple(marks), caption, tuple(lines), crop, colour)
 

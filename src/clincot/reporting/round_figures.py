@@ -12,8 +12,9 @@ import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from clincot.evaluation.answer_protocols import AnswerProtocol, choose_headline
 from clincot.jsonl import atomic_write, read_json_model, read_records, write_json
 from clincot.judging.calibration import Calibration
 from clincot.judging.combination import PanelReport
@@ -79,6 +80,9 @@ def collect_round_metrics(reports: RoundReports) -> dict[str, float | int | str]
     """The figures of a round by name; one that was not measured is left out."""
     measured = reports.after.metrics.get(reports.arm, {})
     gain, found = reports.decision.difference, {}
+    headline = _find_headline(reports)
+    if headline != "accuracy" and headline in measured:
+        found[headline] = measured[headline].value
     for name, metric in _BENCHMARK_FIGURES.items():
         found[name] = measured[metric].value if metric in measured else None
     found |= {
@@ -93,10 +97,21 @@ def collect_round_metrics(reports: RoundReports) -> dict[str, float | int | str]
     return {**figures, "pairs": reports.pairs.pairs, "verdict": reports.decision.verdict}
 
 
+def _find_headline(reports: RoundReports) -> str:
+    """The metric of accuracy by the protocol on which the decision rests."""
+    protocol = reports.decision.settings.get("protocol", "strict")
+    measured = reports.after.metrics.get(reports.arm, {})
+    return choose_headline(protocol, measured) if protocol in get_args(AnswerProtocol) else "accuracy"
+
+
 def list_accuracies(reports: RoundReports) -> list[tuple[Any, ...]]:
-    """Rows (round, accuracy, low, high): round 0 is the policy before the round. An unknown number is an empty cell."""
+    """Rows (round, accuracy, low, high): round 0 is the policy before the round. An unknown number is an empty cell.
+
+    The accuracy is by the protocol of the decision.
+    """
+    headline = _find_headline(reports)
     sides: list[Interval | None] = [
-        report.metrics.get(reports.arm, {}).get("accuracy") for report in (reports.before, reports.after)
+        report.metrics.get(reports.arm, {}).get(headline) for report in (reports.before, reports.after)
     ]
     return [(number, side.value, side.low, side.high) for number, side in enumerate(sides) if side is not None]
 

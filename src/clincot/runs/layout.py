@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -120,6 +121,7 @@ class RunResults(BaseModel):
     blind: BlindRow
     gains: tuple[dict[str, str | dict[str, Interval]], ...] = ()
     recipe: RecipeUsed | None = None  # None: a run of an earlier version
+    protocol: Literal["strict", "llava-med", "parsed"] = "strict"  # by which the gate grades answers
 
     def find_gain(self, row: str, arm: str, metric: str) -> Interval | None:
         """Return a row's difference to the base policy in one metric; None if it was not measured."""

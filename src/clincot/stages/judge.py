@@ -31,6 +31,7 @@ def judge(config: JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
             candidate.text,
             block,
             finding="" if request.region.box == WHOLE_IMAGE else request.region.hypothesis,
+            cutout=request.region.cutout,
         )
         for block, (request, candidate) in iter_blocks(join_candidates(inputs), lambda pair: pair[1].question)
     )

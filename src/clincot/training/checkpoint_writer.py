@@ -43,6 +43,16 @@ def get_partial_folder(out_dir: Path) -> Path:
     return out_dir.with_name(out_dir.name + ".partial")
 
 
+def name_training_run(out_dir: Path) -> str:
+    """What experiment trackers call a training: the last folders of its checkpoint, such as "night/round-01/policy"."""
+    return "/".join(out_dir.absolute().parts[-3:]).removesuffix(".partial").strip("/")
+
+
+def get_events_folder(out_dir: Path) -> Path:
+    """Where TensorBoard's files of a training are, beside its checkpoint, unless TENSORBOARD_LOGGING_DIR is set."""
+    return out_dir.with_name(out_dir.name.removesuffix(".partial") + ".tensorboard")
+
+
 def open_partial_folder(out_dir: Path, run: str) -> Path:
     """Open the partial folder for a run (identified by a digest); the leftovers of another run are deleted."""
     folder = get_partial_folder(out_dir)

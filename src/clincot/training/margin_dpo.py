@@ -21,8 +21,10 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 from trl import DPOConfig, DPOTrainer
 
+from clincot.clients.trackers import check_trackers
 from clincot.config import TrainConfig
 from clincot.errors import InvalidInput
 from clincot.models.vlm import VisionLanguageModel
@@ -31,7 +33,9 @@ from clincot.training.checkpoint_writer import (
     NonFiniteError,
     average_last_steps,
     build_cosine_schedule,
+    get_events_folder,
     get_partial_folder,
+    name_training_run,
     open_partial_folder,
     save_checkpoint,
 )
@@ -94,6 +98,7 @@ def train_on_pairs(
     """
     if all(row.anchor for row in rows):
         raise InvalidInput("no pairs to train on; lower pair.min_gap or ask more questions")
+    check_trackers(config.report_to, setting="train.report_to")
     if config.loss == "sft":
         return train_on_rows(select_chosen_rows(rows), policy_dir, out_dir, config, progress=progress)
     settings = resolve_settings(config, count_checkpoint_parameters(policy_dir), Device.detect())
@@ -178,6 +183,10 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(_ProgressBar(progress))
+        if "tensorboard" in config.report_to:
+            events = TensorBoardCallback()  # its default folder is the training's own, which is removed at the end
+            events.logging_dir = events.logging_dir or str(get_events_folder(folder))
+            self.add_callback(events)
 
     def _choose_pictures(self, policy: VisionLanguageModel, shared: bool) -> PictureTensors:
         """What a batch holds of its pictures: pixels, features, or the tower's states if only the tower is fixed."""
@@ -476,7 +485,8 @@ def _build_arguments(config: TrainConfig, settings: ResolvedSettings, folder: Pa
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
         save_total_limit=2,
-        report_to=list(config.report_to) or "none",
+        run_name=name_training_run(folder),
+        report_to=[name for name in config.report_to if name != "tensorboard"] or "none",
         disable_tqdm=True,
     )
 

@@ -89,9 +89,11 @@ def rebuild_conversation(
     for step in _trace_lineage(candidate, sources.candidates):
         if step.step >= len(steps):
             raise InvalidRecord(f"candidate {step.id} is of step {step.step}, but the chain has {len(steps)} steps")
-        box = _find_record(sources.regions, step.region, "region", step.id).box
+        region = _find_record(sources.regions, step.region, "region", step.id)
         step_question = steps[step.step].replace("{question}", question.asked_text)
-        chain.append(ChainStep(step_question, box, step.region_written, step.text, report=report))
+        chain.append(
+            ChainStep(step_question, region.box, step.region_written, step.text, report=report, cutout=region.cutout)
+        )
     return chain_prompt(study, folder, views, chain)
 
 

@@ -7,6 +7,7 @@ conversations of similar length, and conversations about one image are packed in
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from clincot.clients.trackers import TrackedRun, Tracker, flatten_params, open_tracker
 from clincot.config import TrainConfig
 from clincot.errors import InvalidInput
 from clincot.models.encoding import EncodedConversation
@@ -25,6 +27,8 @@ from clincot.training.checkpoint_writer import (
     NonFiniteError,
     average_last_steps,
     build_cosine_schedule,
+    get_events_folder,
+    name_training_run,
     open_partial_folder,
     save_checkpoint,
 )
@@ -79,7 +83,7 @@ def train_on_rows(
     The loss is the negative log-probability (nats) of the action tokens, averaged over the action tokens of a batch.
     Fields of `config` that are used: lr, epochs, batch_size (conversations), grad_accumulation, warmup_ratio,
     max_grad_norm, freeze_vision, train_projector, projector_lr, full_finetuning, lora_*, dtype,
-    save_steps, seed. An interrupted call resumes at the last multiple of save_steps.
+    save_steps, report_to, seed. An interrupted call resumes at the last multiple of save_steps.
 
     Returns the mean loss of the last tenth of the steps, the numbers of rows and steps and, with `held_out`, its loss.
     Raises InvalidInput without rows, NonFiniteError for a loss or gradient that is NaN or infinite.
@@ -100,7 +104,16 @@ def train_on_rows(
     )
     partial = open_partial_folder(out_dir, run)
     loop = _SftLoop(policy, config, settings)
+    tracked = TrackedRun(
+        os.environ.get("MLFLOW_EXPERIMENT_NAME") or "clincot",
+        name_training_run(out_dir),
+        Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or get_events_folder(out_dir)),
+        flatten_params(config.model_dump(mode="json")),
+    )
+    loop.trackers = [open_tracker(name, tracked) for name in config.report_to]
     loop.train_epochs(rows, partial / RESUME_FILE, progress=progress)
+    for tracker in loop.trackers:
+        tracker.close()
     metrics = {**average_last_steps(loop.log), "rows": float(len(rows)), "steps": float(loop.step)}
     if held_out:
         metrics["held_out_loss"] = loop.measure_loss(held_out)
@@ -140,6 +153,7 @@ class _SftLoop:
             set_projector_rate(self.optimiser, self.model, settings.projector_lr)
         self.log: list[dict[str, float]] = []
         self.step = 0
+        self.trackers: list[Tracker] = []
 
     def train_epochs(self, rows: Sequence[SFTRow], resume: Path, *, progress: bool) -> None:
         config = self.config
@@ -161,6 +175,8 @@ class _SftLoop:
             schedule.step()
             self.step += 1
             self.log.append({"step": self.step, "loss": loss, "learning_rate": rate})
+            for tracker in self.trackers:
+                tracker.log({"train/loss": loss, "train/learning_rate": rate}, self.step)
             bar.update()
             if self.step % LOG_EVERY == 0:
                 mean_loss = sum(entry["loss"] for entry in self.log[-LOG_EVERY:]) / LOG_EVERY

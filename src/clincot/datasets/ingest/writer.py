@@ -25,8 +25,9 @@ from clincot.datasets.ingest.image_pool import ImageInspector
 from clincot.datasets.ingest.index import IngestIndex, TakenStudy
 from clincot.datasets.ingest.ingest_report import FolderCounts, InvalidRow, sort_counts
 from clincot.datasets.ingest.output_folder import IMAGE_NAME
+from clincot.datasets.region_masks import find_mask_fault
 from clincot.datasets.reports import REPORTS_FILE, format_report_line
-from clincot.geometry import Box
+from clincot.geometry import Box, RegionMask
 from clincot.jsonl import atomic_write, format_validation_error, hash_files, read_records
 from clincot.records import OtherImage, Question, Record, Reference, Study
 
@@ -60,6 +61,7 @@ class SourceQuestion:
     source_id: str = ""
     options: tuple[str, ...] = ()  # of a multiple-choice question
     others: tuple[tuple[SourceImage, str], ...] = ()  # (further image, its role), in order
+    masks: tuple[RegionMask | None, ...] = ()  # of the boxes, in order; empty: none has one
 
     @property
     def pictures(self) -> tuple[SourceImage, ...]:
@@ -106,6 +108,8 @@ class FolderWriter:
             studies.append(study)
             if is_new:
                 fresh.setdefault(study.id, (study, picture))
+        if fault := find_mask_fault(row.masks, studies[0]):
+            raise InvalidRow(fault)
         try:
             question = Question(
                 study=studies[0].id,
@@ -119,7 +123,9 @@ class FolderWriter:
                     for study, (_, role) in zip(studies[1:], row.others, strict=True)
                 ),
             )
-            reference = Reference(question=question.id, answer=row.answer, boxes=row.boxes, finding=row.finding)
+            reference = Reference(
+                question=question.id, answer=row.answer, boxes=row.boxes, finding=row.finding, masks=row.masks
+            )
         except ValidationError as error:
             raise InvalidRow(format_validation_error(error)) from None
         repeated = self._find_duplicate(question, reference, row.picture.location)
