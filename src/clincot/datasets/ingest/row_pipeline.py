@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
 from clincot.datasets.ingest.index import IngestIndex
@@ -39,6 +39,7 @@ from clincot.images import DEFAULT_LIMITS, ImageLimits
 from clincot.jsonl import InvalidRecord
 from clincot.records import Study
 
+T = TypeVar("T")
 RowSplit = Literal["given", "by-row", "patient-disjoint"]
 BATCH_SIZE = 512  # rows parsed at a time, so that their images can be decoded in parallel
 
@@ -181,7 +182,7 @@ def _rank_split(split: str) -> tuple[bool, bool, str]:
     return (split.lower().startswith("test"), not split.lower().startswith("train"), split)
 
 
-def iter_batches(rows: Iterator[ParsedRow], size: int) -> Iterator[list[ParsedRow]]:
+def iter_batches(rows: Iterator[T], size: int) -> Iterator[list[T]]:
     """Yield the rows in lists of at most `size`."""
     while batch := list(islice(rows, size)):
         yield batch
