@@ -143,7 +143,7 @@ def render_dicom(
 
     `salt`: key of the hashes. `frame`: the number of the frame, from 1; None: the file must have one only.
     """
-    with _silence_pydicom():
+    with silence_pydicom():
         header = _read_dataset(path, limits)
         try:
             frames = _check_image(header, limits)
@@ -174,7 +174,7 @@ def render_dicom(
 
 def measure_dicom(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """Width and height of the picture as the header states them, without reading pixels. Raises UnusableDicom."""
-    with _silence_pydicom():
+    with silence_pydicom():
         header, has_pixels = _read_header(path, limits)
         try:
             _check_image(header, limits, has_pixels=has_pixels)
@@ -187,7 +187,7 @@ def measure_dicom(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int
 
 def count_frames(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> int:
     """Number of frames that the header states; 1 for a file that is no usable image, which rendering refuses."""
-    with _silence_pydicom():
+    with silence_pydicom():
         try:
             header, has_pixels = _read_header(path, limits)
             return _check_image(header, limits, has_pixels=has_pixels)
@@ -199,7 +199,7 @@ def count_frames(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> int:
 
 def read_instance_uid(path: Path) -> str:
     """The UID of the instance in a file, as its file meta information states it. Raises UnusableDicom."""
-    with _silence_pydicom(), _refuse_unreadable(path, ImageLimits()):
+    with silence_pydicom(), _refuse_unreadable(path, ImageLimits()):
         return str(pydicom.filereader.read_file_meta_info(path).get("MediaStorageSOPInstanceUID", ""))
 
 
@@ -216,7 +216,7 @@ def identify_instance(path: Path, salt: bytes, limits: ImageLimits = DEFAULT_LIM
 
     `salt`: the key with which the data set was ingested.
     """
-    with _silence_pydicom():
+    with silence_pydicom():
         header, has_pixels = _read_header(path, limits)
         try:
             frames = _check_image(header, limits, has_pixels=has_pixels)
@@ -240,7 +240,7 @@ def read_dicomdir(path: Path) -> list[str]:
 
     Names on media are in capitals and often are not on the copy; a file is found whatever the case of its name.
     """
-    with _silence_pydicom():
+    with silence_pydicom():
         try:
             index = pydicom.dcmread(path)
             if index.file_meta.MediaStorageSOPClassUID != MediaStorageDirectoryStorage:
@@ -276,7 +276,7 @@ def _find_on_disk(folder: Path, pieces: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def _silence_pydicom() -> Iterator[None]:
+def silence_pydicom() -> Iterator[None]:
     """Suppress pydicom's messages; one thread at a time, because both switches belong to the whole process."""
     logger = logging.getLogger("pydicom")
     with _SILENCE:
