@@ -280,7 +280,15 @@ class HubArguments(IngestArguments):
 class BoxesArguments(IngestArguments):
     """Boxes of findings."""
 
-    source: Annotated[Path, typer.Argument(help="Table of VinDr-CXR or MS-CXR (CSV), with its images next to it.")]
+    source: Annotated[
+        Path, typer.Argument(help="Folder of VinDr-CXR or MS-CXR as released, or one of their tables (CSV).")
+    ]
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images", metavar="DIR", help="Folder of the images, such as MIMIC-CXR-JPG's (default: in SOURCE)."
+        ),
+    ] = None
     absent: Annotated[
         int, typer.Option("--absent", metavar="N", help="Questions about absent findings for each image of VinDr-CXR.")
     ] = 1
