@@ -29,6 +29,14 @@ AllowRefusedOption = Annotated[
         "--allow-refused", metavar="N", help="Exit with 0 if at most N rows are bad; good rows are always kept."
     ),
 ]
+FurtherImagesOption = Annotated[
+    Literal["keep", "drop", "join"],
+    typer.Option(
+        "--further-images",
+        help="Second and later images of a question: keep them apart, which rounds refuse; drop them; or join all side"
+        " by side in one picture.",
+    ),
+]
 DataOutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Data-set folder that is written.")]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random choices.")]
 
@@ -239,6 +247,7 @@ class JsonlArguments(IngestArguments):
     split: Annotated[Literal["given", "by-row", "patient-disjoint"], typer.Option("--split", help=GivenSplitHelp)] = (
         "given"
     )
+    further_images: FurtherImagesOption = "keep"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,10 +279,7 @@ class HubArguments(IngestArguments):
         Literal["given", "by-row", "patient-disjoint"] | None,
         typer.Option("--split", help="How train and test are separated (default: as the source does, if it does)."),
     ] = None
-    further_images: Annotated[
-        Literal["keep", "drop"],
-        typer.Option("--further-images", help="Whether to keep the second and later images of a question."),
-    ] = "keep"
+    further_images: FurtherImagesOption = "keep"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,10 +345,11 @@ def ingest_dicomweb(args: DicomWebArguments) -> int:
         page_size=args.page_size,
         connections=args.connections,
     )
+    query = [item.partition("=") for item in args.query]
     selection = ArchiveSelection(
         studies=args.study,
         series=args.series,
-        query=[(name, value) for name, _, value in (item.partition("=") for item in args.query)],
+        query=[(name, value) for name, _, value in query],
         modalities=args.modality,
         max_instances=args.max_instances,
         max_bytes=int(args.max_gib * 2**30),

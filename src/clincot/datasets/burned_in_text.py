@@ -52,11 +52,8 @@ def count_words(image: Image.Image) -> int:
     found = _load_reader()(np.ascontiguousarray(pixels), use_det=True, use_cls=False, use_rec=True)
     texts, scores = found.txts or (), found.scores or ()
     read = [text for text, score in zip(texts, scores, strict=True) if score >= MIN_CONFIDENCE]
-    return sum(_names_something(word) for text in read for word in _WORD.findall(text))
-
-
-def _names_something(word: str) -> bool:
-    return len(word) >= MIN_CHARACTERS and word.upper() not in _MARKERS
+    words = _WORD.findall("\n".join(read))
+    return sum(len(word) >= MIN_CHARACTERS and word.upper() not in _MARKERS for word in words)
 
 
 @cache

@@ -395,7 +395,8 @@ def _add_questions(
     index: IngestIndex,
 ) -> None:
     for rows in iter_batches(_read_question_rows(questions, tally, index), BATCH_SIZE):
-        jobs = [frames.plan_named(name, chosen) for name in dict.fromkeys(row.image for _, row in rows)]
+        names = dict.fromkeys([row.image for _, row in rows])
+        jobs = [frames.plan_named(name, chosen) for name in names]
         frames.read_named([job for job in jobs if job is not None])
         for number, row in rows:
 

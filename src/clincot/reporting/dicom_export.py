@@ -104,11 +104,10 @@ def export_dicom(
             continue
         wanted -= {name for name, _ in found}
         frames = len(instance.source_ids)
-        marked = [
-            _MarkedRegion(region, question, at if frames > 1 else None)
-            for name, at in found
-            for region, question in by_picture[name]
-        ]
+        marked = []
+        for name, at in found:
+            frame = at if frames > 1 else None
+            marked += [_MarkedRegion(region, question, frame) for region, question in by_picture[name]]
         stem = found[0][0].rpartition("-")[0] if frames > 1 else found[0][0]
         with _silence_libraries():
             source = pydicom.dcmread(path)
