@@ -191,8 +191,8 @@ bench-judges: $(READY)  ## measure what an endpoint's 503s, 429s and hanging req
 bench-gate: $(READY)  ## check the gate's error rates in thousands of simulated pipelines (SEED=0; under 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gate_simulation --seed $(or $(SEED),0)
 
-bench-ingest: $(READY)  ## measure the memory of ingesting 100,000 rows
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ingest_memory
+bench-ingest: $(READY)  ## measure the memory of ingesting 100,000 rows of each format (FORMATS="jsonl dicom")
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ingest_memory $(FORMATS)
 
 bench-processes: $(READY)  ## compare training in two processes with one, and with the model sharded over both
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.several_processes
