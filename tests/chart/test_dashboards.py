@@ -89,3 +89,19 @@ def test_the_time_of_a_pod_to_end_comes_from_one_value() -> None:
     (config,) = of_kind(settings, "ConfigMap", "clincot", "clincot")
     assert "grace_s: 120" in config["data"]["service.yaml"]
     assert "drain_s: 7" in config["data"]["service.yaml"]
+    assert "grpc" not in config["data"]["service.yaml"]
+
+
+def test_a_pod_may_not_end_before_its_requests() -> None:
+    """deadline_s is 60 by default, and may be set among the server's settings."""
+    for flags in (("server.graceSeconds=59",), ("server.settings.deadline_s=90",)):
+        with pytest.raises(AssertionError, match="seconds; a pod that ends would cut it off"):
+            rendered("cpu", "--set", ",".join(flags))
+    rendered("cpu", "--set", "server.settings.deadline_s=90,server.graceSeconds=90")
+
+
+def test_grpc_is_served_on_demand() -> None:
+    (config,) = of_kind(rendered("cpu", "--set", "server.grpc=true"), "ConfigMap", "clincot", "clincot")
+    assert "grpc: true" in config["data"]["service.yaml"]
+    with pytest.raises(AssertionError, match="Knative allows one in a pod"):
+        rendered("cpu", "--set", "server.grpc=true,server.mode=knative")

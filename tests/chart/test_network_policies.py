@@ -297,6 +297,13 @@ def test_knatives_proxy_is_reached_in_its_modes() -> None:
         assert not allowed(policies, GATEWAY, SERVER, 8085)
 
 
+def test_gateways_reach_grpc_only_where_it_is_served() -> None:
+    for served in (True, False):
+        policies = of_kind(rendered("trial", "--set", f"server.grpc={str(served).lower()}"), "NetworkPolicy")
+        assert allowed(policies, GATEWAY, SERVER, 8081) == served
+        assert not allowed(policies, STRANGER, SERVER, 8081)
+
+
 def test_an_external_store_is_reached_at_its_address() -> None:
     block = 'networkPolicy.store=[{"ipBlock":{"cidr":"10.1.0.0/16"}}]'
     flags = ("--set", "networkPolicy.storePort=9000", "--set-json", block)

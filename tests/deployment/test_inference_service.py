@@ -218,6 +218,7 @@ def test_measured_settings_reach_the_server(kserve: Draft202012Validator, engine
         ({"propose": {"grounders": {"windows": 9}}}, r"serve\.propose decides the answers"),
         ({"abstain_under": 0.4}, "abstain_under"),
         ({"running": 0}, "running"),
+        ({"deadline_s": 120}, r"grace_s is 75, but a request may take serve\.deadline_s, which is 120 seconds"),
     ],
 )
 def test_settings_of_the_server_are_checked_with_the_service(serve: dict[str, object], why: str) -> None:
@@ -249,6 +250,54 @@ def test_a_pod_has_the_time_that_its_server_needs_to_end() -> None:
     spec = build_inference_service(separate, DIGEST, URI, mode="Standard")["spec"]
     assert spec["transformer"]["terminationGracePeriodSeconds"] == 90
     assert spec["transformer"]["containers"][0]["lifecycle"] == transformer["lifecycle"]
+
+
+def test_a_transformer_in_pods_of_its_own_gets_the_checkpoint(kserve: Draft202012Validator) -> None:
+    """KServe gives a checkpoint to the predictor's pods, and to a custom transformer's with this variable only.
+
+    Reconcile in pkg/controller/v1beta1/inferenceservice/components/transformer.go of kserve/kserve@0217bda asks the
+    CustomTransformer for its storage, which is this variable (GetStorageUri). A collocated one must not have it
+    (test_a_collocated_transformer_has_no_storage).
+    """
+    separate = FULL.model_copy(update={"transformer": "separate"})
+    manifest = build_inference_service(separate, DIGEST, URI, mode="Standard")
+    validate_manifest(manifest, kserve)
+    (container,) = manifest["spec"]["transformer"]["containers"]
+    assert {"name": "STORAGE_URI", "value": URI} in container["env"]
+    assert "--checkpoint=/mnt/models" in container["args"]  # where KServe's initializer puts it
+    assert "STORAGE_URI" not in json.dumps(build_inference_service(FULL, DIGEST, URI, mode="Standard"))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "clincot"])
+def test_grpc_has_a_port_of_its_own(kserve: Draft202012Validator, engine: str) -> None:
+    """The first port is HTTP's, because KServe's Service has the first one as port 80."""
+    settings = FULL.model_copy(update={"grpc": True, "engine": engine, "runtime": "clincot-serve"})
+    manifest = build_inference_service(settings, DIGEST, URI, mode="Standard")
+    manifest["spec"]["canary"] = [build_canary(settings, "5e" * 32, URI, 10)]
+    validate_manifest(manifest, kserve)
+    predictor = manifest["spec"]["predictor"]
+    container = predictor["model"] if engine == "clincot" else predictor["containers"][0]
+    assert [(port["name"], port["containerPort"]) for port in container["ports"]] == [("http", 8080), ("grpc", 8081)]
+    assert "--grpc-port=8081" in container["args"]
+    off = json.dumps(build_inference_service(settings.model_copy(update={"grpc": False}), DIGEST, URI, mode="Standard"))
+    assert "grpc" not in off
+
+
+@pytest.mark.parametrize("transformer", ["collocated", "separate"])
+def test_vllm_sends_its_spans_where_the_transformer_does(transformer: str) -> None:
+    """OTLP over HTTP below the same address, because vLLM's default is gRPC (get_span_exporter, vllm/tracing)."""
+    traced = FULL.model_copy(
+        update={"serve": {"traces_endpoint": "http://otel.tools:4318/"}, "transformer": transformer}
+    )
+    spec = build_inference_service(traced, DIGEST, URI, mode="Standard")["spec"]
+    assert "--otlp-traces-endpoint=http://otel.tools:4318/v1/traces" in spec["predictor"]["model"]["args"]
+    env = {one["name"]: one["value"] for one in spec["predictor"]["model"]["env"]}
+    assert env["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert env["OTEL_SERVICE_NAME"] == "chest-vllm"
+    parts = [*spec["predictor"].get("containers", ()), *spec.get("transformer", {}).get("containers", ())]
+    assert '--set=traces_endpoint="http://otel.tools:4318/"' in parts[0]["args"]
+    off = json.dumps(build_inference_service(FULL, DIGEST, URI, mode="Standard"))
+    assert "otlp" not in off.lower()
 
 
 def test_knative_gets_no_fields_that_its_webhook_refuses() -> None:

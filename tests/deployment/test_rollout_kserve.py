@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from clincot.registry import champion
 from clincot.registry.manifest import Manifest
 from clincot.storage.store import StoreFailed
 from tests.support.deployment_builders import LINE, published
+from tests.support.http_server import serving
 from tests.support.kube_api_server import RESTRICTED, Script
 from tests.support.rollout_world import FAST, SERVICE, World, answering, kinds
 
@@ -525,6 +527,31 @@ def test_the_benchmark_is_asked_through_the_endpoint(world: World, mode: Traffic
     assert kinds(journal)[-3:] == ["served", "champion", "finished"]
 
 
+def test_an_address_that_leads_to_another_checkpoint_is_found(world: World) -> None:
+    """The users' address answers all questions as the gate measured, but from the checkpoint of before."""
+    world.deploy(world.base)
+    challenger = with_served(world.challenger)
+    right = answering(challenger.golden)
+
+    def answer_as(policy: str) -> Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]:
+        def chat(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+            status, reply = right(body)
+            return status, reply | {"clincot": reply["clincot"] | {"policy": policy}}
+
+        return chat
+
+    old = answer_as(world.base.sha256)
+    world.challenger_script.chat = answer_as(world.challenger.sha256)
+    steps = RolloutSteps(lambda: None, lambda: "in the place of the base", lambda _: None)
+    with serving(lambda request: old(request.body)) as users:
+        world.service_settings = SERVICE.model_copy(update={"endpoint_url": users.url})
+        journal = world.start(world.challenger)
+        images = read_golden_images(world.store, challenger)
+        expected = f"expected the checkpoint {world.challenger.sha256[:12]}, got {world.base.sha256[:12]}"
+        with pytest.raises(RolledBack, match=f"2 of 2 benchmark questions .*{expected}"):
+            roll_out(journal, world.target(challenger), challenger, images, steps)
+
+
 def test_a_decision_on_other_settings_is_not_deployed(world: World) -> None:
     """The gate measured other regions than those with which the checkpoint was published."""
     assert world.challenger.decision is not None
@@ -591,6 +618,17 @@ def test_blue_green_keeps_only_the_previous_service(world: World, tmp_path: Path
     assert names == sorted(f"chest-r{m.sha256[:10]}" for m in (world.challenger, third))
     front = world.cluster.get(resource_path("", "v1", "serving", "services", LINE))
     assert front["spec"]["selector"] == {"app": f"isvc.chest-r{third.sha256[:10]}-predictor"}
+
+
+def test_the_front_service_gets_a_port_for_grpc(world: World) -> None:
+    """With the first rollout that has it, and not before its pods listen there."""
+    world.deploy(world.base, "blue-green")
+    path = resource_path("", "v1", "serving", "services", LINE)
+    assert [port["port"] for port in world.cluster.get(path)["spec"]["ports"]] == [80]
+    world.service_settings = SERVICE.model_copy(update={"grpc": True})
+    world.deploy(world.challenger, "blue-green")
+    ports = {port["name"]: (port["port"], port["targetPort"]) for port in world.cluster.get(path)["spec"]["ports"]}
+    assert ports == {"http": (80, 8080), "grpc": (8081, 8081)}
 
 
 def test_knative_shifts_traffic_by_percent(world: World) -> None:

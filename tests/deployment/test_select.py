@@ -65,6 +65,7 @@ def test_an_unsupported_mode_is_refused(mode: str, why: str) -> None:
     ("settings", "why"),
     [
         ({}, r"Knative allows one port in a pod.*set mode: standard or blue-green, or engine: clincot"),
+        ({**SMALL, "grpc": True}, "its services have HTTP or gRPC, not both; set grpc: false"),
         ({"transformer": "separate"}, "may reach another revision of the predictor; set mode: standard or blue-green"),
     ],
 )

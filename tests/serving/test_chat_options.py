@@ -10,12 +10,14 @@ from typing import Any, Literal
 import httpx
 import pytest
 from openai import BadRequestError, OpenAI
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 from pydantic import BaseModel
 
 from clincot.config.server_settings import ServeSettings
 from clincot.generation.visual_cot import VisualAnswer
 from clincot.models.protocols import Generation
 from clincot.prompts import Conversation, PromptFormat
+from clincot.serving.chat_schema import ChatRequest
 from tests.support.model_servers import CHAT, chat, serving_here, until
 
 QUESTION = "Is there a nodule?"
@@ -327,6 +329,50 @@ def test_schemas_that_the_chain_cannot_follow_are_refused(
         client.chat.completions.create(**chat(QUESTION, film, response_format=given))
     assert (refused.value.code, refused.value.param) == ("unsupported_schema", "response_format")
     assert policy.calls == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logprobs", True),
+        ("top_logprobs", 2),
+        ("n", 5),
+        ("stop", ["x", ""]),
+        ("seed", 2**63),
+        ("max_tokens", 0),
+        ("temperature", 3),
+        ("top_p", 1.5),
+        ("presence_penalty", 0.5),
+        ("frequency_penalty", 0.5),
+        ("logit_bias", {"1": 5}),
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
+        ("response_format", {"type": "grammar"}),
+        ("modalities", ["audio"]),
+        ("reasoning_effort", "high"),
+        ("verbosity", "low"),
+        ("service_tier", "flex"),
+        ("store", True),
+        ("prediction", {"type": "content", "content": "no"}),
+        ("web_search_options", {}),
+        ("best_of", 2),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_its_name(
+    client: OpenAI, policy: Scripted, film: str, name: str, value: Any
+) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        client.chat.completions.create(**chat(QUESTION, film), extra_body={name: value})
+    assert name in (refused.value.param or refused.value.message)
+    assert policy.calls == []
+
+
+def test_every_parameter_of_openais_client_is_known() -> None:
+    """So null and neutral values of all of them are accepted, and a new one is noticed when the client is updated."""
+    parameters = {*CompletionCreateParamsBase.__annotations__, "stream"}
+    assert len(parameters) > 30
+    assert parameters - set(ChatRequest.model_fields) == set()
 
 
 def test_a_stream_ends_with_its_usage(client: OpenAI, film: str) -> None:

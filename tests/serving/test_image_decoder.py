@@ -35,8 +35,8 @@ def spool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]:
 
 
 @contextlib.contextmanager
-def opened(spool: Spool, settings: ServeSettings) -> Iterator[ImageDecoder]:
-    decoder = ImageDecoder(settings, spool)
+def opened(settings: ServeSettings) -> Iterator[ImageDecoder]:
+    decoder = ImageDecoder(settings)
     try:
         yield decoder
     finally:
@@ -44,8 +44,8 @@ def opened(spool: Spool, settings: ServeSettings) -> Iterator[ImageDecoder]:
 
 
 @pytest.fixture(scope="module")
-def decoder(spool: Spool) -> Iterator[ImageDecoder]:
-    with opened(spool, ServeSettings()) as made:
+def decoder() -> Iterator[ImageDecoder]:
+    with opened(ServeSettings()) as made:
         yield made
 
 
@@ -116,7 +116,7 @@ def test_hostile_images_are_refused_or_decoded(
 def test_a_deflated_bomb_is_refused_before_it_is_inflated(spool: Spool) -> None:
     """300 MiB in 0.3 MB. The limit is 4 files of 8 MiB; no process grows by as much as a quarter of the bomb."""
     others = {worker.pid for worker in list_decode_workers()}
-    with opened(spool, ServeSettings(max_image_bytes=8 << 20)) as decoder:
+    with opened(ServeSettings(max_image_bytes=8 << 20)) as decoder:
         with pytest.raises(ApiError) as refused:
             decode(decoder, spool, build_deflated_bomb(300 << 20))
         peaks = [int(_read_status(worker, "VmHWM")) for worker in list_decode_workers() if worker.pid not in others]
@@ -133,7 +133,7 @@ def _read_status(process: psutil.Process, field: str) -> str:
 def test_the_kernel_limits_the_memory_of_a_decoder(spool: Spool) -> None:
     """A picture of 100 megapixels needs 300 MB as RGB, and the worker for large images has 256 MiB."""
     settings = ServeSettings(max_pixels=100_000_000, decode_bytes=256 << 20)
-    with opened(spool, settings) as decoder:
+    with opened(settings) as decoder:
         with pytest.raises(ApiError) as refused:
             decode(decoder, spool, save_flat_png("RGB", 10_000, 10_000))
         assert (refused.value.status, refused.value.code) == (413, "image_too_large")
@@ -144,7 +144,7 @@ def test_the_kernel_ends_a_decoder_that_works_too_long(spool: Spool) -> None:
     """11 MB of noise with alpha need about 0.2 s; the kernel counts whole seconds, so 1 s ends within some images."""
     noise = np.random.default_rng(0).integers(0, 255, (1400, 1400, 4), dtype=np.uint8)
     slow = save(Image.fromarray(noise), compress_level=0)
-    with opened(spool, ServeSettings(decode_s=0.001)) as decoder:
+    with opened(ServeSettings(decode_s=0.001)) as decoder:
         statuses = {find_status(decoder, spool, slow) for _ in range(12)}
         assert find_status(decoder, spool, save(Image.new("L", (64, 64)))) == 200
     assert statuses == {200, 400}
@@ -164,7 +164,7 @@ def test_a_killed_decoder_costs_one_request(decoder: ImageDecoder, spool: Spool)
 def test_the_deadline_ends_decoding(spool: Spool) -> None:
     """The worker is stopped, as one that hangs would be; it is replaced for the next image."""
     film = save(Image.new("L", (64, 64)))
-    with opened(spool, ServeSettings()) as decoder:
+    with opened(ServeSettings()) as decoder:
         decode(decoder, spool, film)
         worker = max(list_decode_workers(), key=lambda one: one.create_time())
         worker.send_signal(signal.SIGSTOP)
@@ -183,9 +183,9 @@ def test_a_dicom_file_of_16_megapixels_is_decoded_within_the_memory(decoder: Ima
     assert decode(decoder, spool, film).size == (4080, 4080)
 
 
-def test_a_decoder_has_no_credentials(spool: Spool, decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_has_no_credentials(decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with opened(spool, ServeSettings()) as other:
+    with opened(ServeSettings()) as other:
         known = {worker.pid for worker in list_decode_workers()}
         other.start()
         (started,) = [worker for worker in list_decode_workers() if worker.pid not in known]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -13,8 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from clincot.cli.app import main
 from clincot.jsonl import hash_files
-from clincot.models.checkpoint import UnsupportedCheckpoint
-from clincot.serving.backend import check_checkpoint_files, load_served_prompt_format, open_checkpoint_folder
+from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
+from clincot.serving.backend import (
+    check_checkpoint_files,
+    load_served_prompt_format,
+    open_checkpoint_folder,
+    read_published_digest,
+)
+from clincot.serving.request_context import RequestContext
+from clincot.serving.server import ServePlan, open_backend
 from clincot.storage.open import open_store
 from clincot.storage.store import StoreFailed
 from tests.support import tiny
@@ -112,11 +120,24 @@ def test_a_transformer_downloads_no_weights(checkpoint: Path, s3: S3Server, monk
     with open_checkpoint_folder(address, views_only=True) as folder:
         assert list(folder.glob("*.safetensors*")) == []
         assert load_served_prompt_format(folder) == load_served_prompt_format(checkpoint)
+        assert read_published_digest(folder) == hash_checkpoint(checkpoint)
     with pytest.raises(UnsupportedCheckpoint, match="nothing is stored"), open_checkpoint_folder(address + "ff"):
         pass
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StoreFailed), open_checkpoint_folder(address):
         pass
+
+
+def test_answers_from_a_predictor_name_the_published_checkpoint(checkpoint: Path) -> None:
+    """As answers of a model in this process do. The transformer has the manifest, and need not have the weights."""
+    digest = hash_checkpoint(checkpoint)
+    for shard in checkpoint.glob("*.safetensors"):
+        shard.unlink()
+    plan = ServePlan(str(checkpoint), predictor_host="127.0.0.1:9")
+    with contextlib.closing(open_backend(plan, checkpoint)) as backend:
+        assert backend.digest == digest
+        with backend.open_policy(RequestContext(60)) as policy:
+            assert policy.digest == digest
 
 
 def test_a_changed_prompt_format_is_refused(checkpoint: Path) -> None:

@@ -265,6 +265,28 @@ def test_history_and_instructions_come_with_further_images(server: Address) -> N
 
 
 @three_images
+def test_a_stream_is_about_all_images(server: Address) -> None:
+    """The first chunk has regions of the current image, the last one the roles of the others, then comes the usage."""
+    client = OpenAI(base_url=f"{server.http}/v1", api_key="none", max_retries=0, timeout=60)
+    request = build_chat(CURRENT, PRIOR, LATERAL)
+    extension = {"clincot": {"roles": ["prior", "lateral"], "return_image": True}}
+    options: Any = {"include_usage": True}
+    chunks = list(client.chat.completions.create(**request, stream=True, stream_options=options, extra_body=extension))
+    chains = [chunk.model_extra["clincot"] for chunk in chunks if "clincot" in (chunk.model_extra or {})]
+    assert len(chains) == 2
+    assert len(chains[0]["regions"]) == 2  # a random region and the whole image
+    assert (chains[1]["answer"], chains[1]["others"]) == ("yes", ["prior", "lateral"])
+    assert chains[1]["image"].startswith("data:image/png;base64,")  # the one to which the boxes refer
+    shown = Image.open(io.BytesIO(base64.b64decode(chains[1]["image"].partition(",")[2]))).convert("L")
+    assert np.array_equal(np.asarray(shown), np.asarray(Image.open(io.BytesIO(FILES[0]))))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "yes"
+    assert [picture.sha256 for picture in server.policy.asked[0][0].pictures] == DIGESTS
+    refused = build_chat(CURRENT, PRIOR, LATERAL, encode_uri(encode_film(3)))
+    with pytest.raises(BadRequestError, match="at most 3 images of a question"):
+        client.chat.completions.create(**refused, stream=True)
+
+
+@three_images
 def test_questions_of_a_chat_have_the_same_images(server: Address) -> None:
     """With others in a later question, nobody would know which one it is about."""
     (first,) = build_chat(CURRENT, PRIOR)["messages"]

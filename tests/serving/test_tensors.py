@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import struct
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -19,10 +20,13 @@ from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRe
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from kserve.protocol.infer_type import RequestedOutput
+from prometheus_client.parser import text_string_to_metric_families
 
 from clincot.config.server_settings import ServeSettings
+from clincot.deployment.rollout import RequestCounts, parse_request_counts
 from clincot.serving.api_errors import ApiError
 from clincot.serving.auth import ApiKeys
+from clincot.serving.grpc_server import join_address
 from clincot.serving.tensors import read_binary_request
 from tests.serving.conftest import KEY
 from tests.support.model_servers import INFER, PREDICT, Parrot, serving_here, until, v1, v2
@@ -266,9 +270,9 @@ async def call_grpc(server: Addresses, method: str, request: Any, *, key: str = 
         return await getattr(GRPCInferenceServiceStub(channel), method)(request, metadata=metadata, timeout=timeout)
 
 
-def build_grpc_request(image: bytes, model: str = "policy", datatype: str = "BYTES") -> Any:
+def build_grpc_request(image: bytes, model: str = "policy", datatype: str = "BYTES", question: str = QUESTION) -> Any:
     inputs = [{"name": name, "shape": [1], "datatype": datatype} for name in ("question", "image")]
-    raw = [pack(QUESTION.encode()), pack(image)]
+    raw = [pack(question.encode()), pack(image)]
     return pb.ModelInferRequest(model_name=model, inputs=inputs, raw_input_contents=raw)
 
 
@@ -346,6 +350,58 @@ def test_grpc_shares_the_slots_of_http(server: Addresses, parrot: Parrot, film: 
     finally:
         parrot.go.set()
     until(lambda: httpx.post(server.http + PREDICT, json=v1(QUESTION, film), headers=HEADERS).status_code == 200)
+
+
+def test_grpc_is_counted_and_logged_like_http(
+    server: Addresses, image_file: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two questions, one fails in the model. Probes are no questions, so a rollout's watch does not count them."""
+
+    def read_counts() -> dict[str, float]:
+        counted = {}
+        for family in text_string_to_metric_families(httpx.get(f"{server.http}/metrics", timeout=60).text):
+            for sample in family.samples:
+                if sample.name == "clincot_requests_total" and sample.labels["protocol"] == "grpc":
+                    counted[sample.labels["status"]] = sample.value
+        return counted
+
+    async def ask(question: str) -> Any:
+        async with grpc.aio.insecure_channel(server.grpc) as channel:
+            stub = GRPCInferenceServiceStub(channel)
+            assert (await stub.ServerReady(pb.ServerReadyRequest())).ready
+            call = stub.ModelInfer(
+                build_grpc_request(image_file, question=question),
+                metadata=(("authorization", f"Bearer {KEY}"), ("x-request-id", "Roe-Jane-17")),
+                timeout=300,
+            )
+            return await call.code(), dict(await call.trailing_metadata())
+
+    before = read_counts()
+    with caplog.at_level(logging.INFO, logger="clincot.serve"):
+        good, ids = asyncio.run(ask("Has Jane Roe a nodule?"))
+        bad, _ = asyncio.run(ask("bad"))
+    assert (good, bad) == (grpc.StatusCode.OK, grpc.StatusCode.INTERNAL)
+    after = read_counts()
+    assert {status: count - before.get(status, 0) for status, count in after.items()} == {
+        **dict.fromkeys(before, 0),
+        "200": 1,
+        "500": 1,
+    }
+    only_these = '# TYPE clincot_requests counter\nclincot_requests_total{protocol="grpc",status="500"} 1\n'
+    assert parse_request_counts(only_these) == RequestCounts(1, 1)
+    assert ids["x-request-id"] == "Roe-Jane-17"
+    lines = [record.getMessage() for record in caplog.records if "ModelInfer" in record.getMessage()]
+    assert [" ".join(line.split()[:3]) for line in lines] == [
+        f"POST /inference.GRPCInferenceService/ModelInfer {status}" for status in (200, 500)
+    ]
+    assert ids["x-clincot-request-id"] in lines[0]
+    assert "Roe" not in caplog.text
+
+
+def test_grpc_listens_on_ipv6_addresses() -> None:
+    """The chart's `listen` is :: in clusters with IPv6 only."""
+    assert join_address("::", 8081) == "[::]:8081"
+    assert join_address("0.0.0.0", 8081) == "0.0.0.0:8081"
 
 
 def test_media_types_and_capitals_of_data_uris(server: Addresses, image_file: bytes) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import grpc
 import httpx
 import pytest
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -24,9 +27,11 @@ from clincot.serving.log_format import JsonFormatter
 from clincot.serving.metrics import STAGES, observe_batch
 from clincot.serving.request_context import RequestContext
 from clincot.serving.tracing import measure_stage, start_exporter, trace_request
+from tests.serving.test_tensors import build_grpc_request
 from tests.support.chat_endpoint import MODELS, completion
 from tests.support.http_server import Reply, Request, serving
-from tests.support.model_servers import LOOK_ONCE, PREDICT, Parrot, serving_here, v1
+from tests.support.model_servers import LOOK_ONCE, PREDICT, ROOT, Parrot, serving_here, v1
+from tests.support.trace_collector import collect_traces
 
 QUESTION = "Has Jane Roe a nodule?"
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"  # the example of the specification of traceparent
@@ -69,6 +74,25 @@ def test_a_request_has_a_span_for_each_stage(spans: InMemorySpanExporter, film: 
     assert trace.format_span_id(request.parent.span_id) == PARENT.split("-")[2]
     assert all(span.parent is not None and span.parent.span_id == request.context.span_id for span in stages)
     assert dict(request.attributes or {}) == {"http.response.status_code": 200}
+
+
+def test_a_question_over_grpc_continues_the_clients_trace(spans: InMemorySpanExporter, films: Path) -> None:
+    """As over HTTP; a probe has no span."""
+    parrot, ports = Parrot(), list[int]()
+    parrot.go.set()
+    settings = ServeSettings.model_validate({"propose": LOOK_ONCE})
+    with serving_here(parrot, settings, grpc_ports=ports), grpc.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        assert stub.ServerLive(pb.ServerLiveRequest(), metadata=(("traceparent", PARENT),)).live
+        request = build_grpc_request((films / "images" / "0.png").read_bytes())
+        stub.ModelInfer(request, metadata=(("traceparent", PARENT),), timeout=300)
+    finished = spans.get_finished_spans()
+    assert {trace.format_trace_id(span.context.trace_id) for span in finished} == {PARENT.split("-")[1]}
+    assert {"queue", "measure", "decode", "regions", "answers"} < {span.name for span in finished}
+    question = find_span(spans, "grpc answer")
+    assert question.parent is not None
+    assert trace.format_span_id(question.parent.span_id) == PARENT.split("-")[2]
+    assert dict(question.attributes or {}) == {"http.response.status_code": 200}
 
 
 def test_spans_contain_no_content(spans: InMemorySpanExporter, film: str) -> None:
@@ -114,6 +138,36 @@ def test_a_transformer_has_the_stages_of_the_metrics_help(film: str) -> None:
     assert {stage for stage, count in counted.items() if count} == measured
     (family,) = STAGES.collect()
     assert measured <= set(re.findall(r"\w+", family.documentation))
+
+
+def read_documented_stages(column: str) -> set[str]:
+    """The stages that docs/guides/serving.md says have a metric or a span; column: "metric" or "span"."""
+    lines = (ROOT / "docs" / "guides" / "serving.md").read_text("utf-8").splitlines()
+    start = lines.index("| stage | what takes the time | metric | span |")
+    head, _, *rows = itertools.takewhile(bool, lines[start:])
+    position = [cell.strip() for cell in head.split("|")].index(column)
+    cells = [[cell.strip() for cell in row.split("|")] for row in rows]
+    return {row[1].strip("`") for row in cells if row[position] == "yes"}
+
+
+def test_the_guide_lists_every_stage_of_a_transformer(spans: InMemorySpanExporter, film: str) -> None:
+    """A request whose regions are written and rated, with an overlay, has each stage of the table, and no other."""
+
+    def reply(request: Request) -> Reply:
+        return 200, MODELS if request.method == "GET" else completion("yes", {"yes": -0.1, "no": -3.0})
+
+    settings = ServeSettings.model_validate({"propose": {"grounders": {"windows": 1, "written": 1}}})
+    with serving(reply) as server:
+        backend = RemoteBackend(PredictorAddress(server.url), views=PromptFormat(), observe=observe_batch)
+        with serving_here(backend, settings) as url:
+            before = read_stages(url)
+            body = v1("Is there a nodule?", film, return_overlay=True)
+            assert httpx.post(url + PREDICT, json=body, timeout=60).status_code == 200
+            after = read_stages(url)
+    measured = {stage for stage, count in after.items() if count > before.get(stage, 0)}
+    assert read_documented_stages("metric") == measured
+    traced = {span.name for span in spans.get_finished_spans()} - {"v1 answer"}
+    assert read_documented_stages("span") == traced
 
 
 def read_stages(url: str) -> dict[str, float]:
@@ -164,30 +218,12 @@ def test_a_stage_that_fails_is_measured_and_raises() -> None:
 
 
 def test_spans_arrive_at_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exporter posts to /v1/traces of the endpoint; the collector gets the service's name and the span's."""
-    received: list[tuple[str, bytes]] = []
-
-    class Collector(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            received.append((self.path, body))
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
+    """The collector gets the service's name and the span's, at the address that vLLM is given as well."""
     providers: list[TracerProvider] = []
     monkeypatch.setattr(trace, "set_tracer_provider", providers.append)  # the fixture has set this process's one
-    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
-        threading.Thread(target=server.serve_forever).start()
-        shutdown = start_exporter(f"http://127.0.0.1:{server.server_port}", "thorax")
+    with collect_traces() as collector:
+        shutdown = start_exporter(collector.url, "thorax")
         with providers[0].get_tracer("test").start_as_current_span("v1 answer"):
             pass
         shutdown()
-        server.shutdown()
-    ((path, body),) = received
-    assert path == "/v1/traces"
-    assert b"thorax" in body
-    assert b"v1 answer" in body
+    assert [(span.service, span.name) for span in collector.spans] == [("thorax", "v1 answer")]

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from clincot.serving.auth import ApiKeys
 from tests.serving.conftest import KEY
 from tests.serving.test_api_errors import blank, dicom
 from tests.serving_clients.conftest import SETTINGS, Addresses, CountingParrot, find_chromium, run_program
@@ -18,8 +19,9 @@ DESK, PHONE = ("1100", "900"), ("390", "844")
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
-def browse(server: Addresses, image: Path, folder: Path, size: tuple[str, str]) -> Any:
-    return run_program("browse_page.py", server.http, find_chromium(), str(image), str(folder), *size)
+def browse(server: Addresses, image: Path, folder: Path, size: tuple[str, str], *further: str) -> Any:
+    """What the page shows; further: ROLE=FILE of each image besides the first."""
+    return run_program("browse_page.py", server.http, find_chromium(), str(image), str(folder), *size, *further)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,27 @@ def test_a_person_asks_a_question(
     assert found["fits"]
     origins = {httpx.URL(address).host for address in found["requested"] if address.startswith("http")}
     assert origins == {"127.0.0.1"}
+    assert not found["offers further images"]
     assert found["complaints"] == []  # no error, and nothing that the content security policy blocked
     assert (tmp_path / "answer.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_further_images_are_added(films: Path, keys: ApiKeys, tmp_path: Path, size: tuple[str, str]) -> None:
+    """A prior, and an image whose role is left open; the policy sees them after the image, in this order."""
+    parrot = CountingParrot()
+    parrot.go.set()
+    first, prior, other = (films / "images" / f"{number}.png" for number in range(3))
+    with serving_here(parrot, SETTINGS.model_copy(update={"max_images": 3}), keys=keys) as url:
+        found = browse(Addresses(url, ""), first, tmp_path, size, f"prior={prior}", f"={other}")
+        assert found["offers further images"]
+        assert found["compared"] == "Seen beside the image: prior, image 3."
+        assert found["answer"].startswith("3 turns: The first image is the one to look at")
+        assert "in this order: prior, image 3." in found["answer"]
+        assert (found["status"], found["complaints"], found["fits"]) == ("", [], True)
+        many = [f"prior={films / 'images' / f'{number}.png'}" for number in (1, 2, 3)]
+        refused = browse(Addresses(url, ""), first, tmp_path, size, *many)
+        assert "expected at most 3 images of a question (max_images), got 4" in refused["status"]
 
 
 def test_the_page_shows_that_the_model_abstains(unsure_server: Addresses, films: Path, tmp_path: Path) -> None:

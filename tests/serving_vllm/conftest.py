@@ -13,12 +13,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from clincot.deployment.inference_service import build_inference_service
+from clincot.deployment.service_settings import ServiceSettings
 from clincot.models.vlm import load_checkpoint
 from clincot.prompts import load_prompt_format, save_prompt_format
 from tests.serving.conftest import POLICY
 from tests.support import tiny
 from tests.support.http_server import free_port
 from tests.support.model_servers import ROOT, Served, serving, until
+from tests.support.trace_collector import Collector, collect_traces
 
 PYTHON = Path(os.environ.get("CLINCOT_VLLM", ROOT / ".venv-vllm" / "bin" / "python"))
 BLOCK = 32  # tokens of a block of the prefix cache: the smallest that vLLM has on the processor
@@ -65,8 +68,15 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def vllm(adapter: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
-    """The shipped policy as `policy`, the adapter on it as `tuned`."""
+def collector() -> Iterator[Collector]:
+    """What vLLM and the transformer send of their traces."""
+    with collect_traces() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def vllm(adapter: tuple[Path, Path], collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
+    """The shipped policy as `policy`, the adapter on it as `tuned`; traced as in an InferenceService."""
     if not PYTHON.is_file():
         pytest.skip(f"{PYTHON} is not there: `make test-vllm` makes vLLM's environment")
     folder, port = tmp_path_factory.mktemp("vllm"), free_port()
@@ -98,12 +108,16 @@ def vllm(adapter: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
         "--lora-modules",
         f"tuned={adapter[0]}",
     ]
+    settings = ServiceSettings(serve={"traces_endpoint": collector.url})
+    model = build_inference_service(settings, "0" * 64, "s3://b/m", mode="Standard")["spec"]["predictor"]["model"]
+    command += [argument for argument in model["args"] if "otlp" in argument]
     environment = {
         **{k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        **{one["name"]: one["value"] for one in model["env"] if one["name"].startswith("OTEL_")},
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=folder)
@@ -125,10 +139,11 @@ def vllm(adapter: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def transformer(vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def transformer(vllm: Vllm, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`clincot serve` in front of the predictor, as KServe starts it."""
     log = tmp_path_factory.mktemp("transformer") / "log"
     options = ["--checkpoint", str(POLICY), "--predictor_host", vllm.host, "--predictor-model", "policy"]
+    options += ["--set", f"traces_endpoint={collector.url}"]
     with serving(log, *options) as server:
         server.wait_ready()
         yield server

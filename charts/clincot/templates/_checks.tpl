@@ -51,6 +51,13 @@ the deepest templates first, so templates/validation/checks.yaml comes before an
 {{- if ge (int .Values.server.pdb.minAvailable) (int .Values.server.replicas) -}}
 {{- $errors = printf "%s\n- server.pdb.minAvailable is %d and server.replicas %d, so no node with a replica could be drained; expected fewer than the replicas" $errors (int .Values.server.pdb.minAvailable) (int .Values.server.replicas) -}}
 {{- end -}}
+{{- $deadline := default 60 .Values.server.settings.deadline_s -}}
+{{- if lt (float64 .Values.server.graceSeconds) (float64 $deadline) -}}
+{{- $errors = printf "%s\n- server.graceSeconds is %d, but a request may take server.settings.deadline_s, which is %v seconds; a pod that ends would cut it off, so expected server.graceSeconds to be at least as long" $errors (int .Values.server.graceSeconds) $deadline -}}
+{{- end -}}
+{{- if and .Values.server.grpc (eq .Values.server.mode "knative") -}}
+{{- $errors = printf "%s\n- server.grpc needs a second port, and Knative allows one in a pod: set server.grpc=false, or server.mode to standard or blue-green" $errors -}}
+{{- end -}}
 {{- if and .Values.store.existingSecret (or .Values.store.accessKey .Values.store.secretKey) -}}
 {{- $errors = printf "%s\n- store.existingSecret and store.accessKey/secretKey are both set; set only one of them" $errors -}}
 {{- end -}}

@@ -404,6 +404,9 @@ shm: {{ $.Values.servingRuntime.shm }}
 startup_s: {{ int $.Values.servingRuntime.startupSeconds }}
 drain_s: {{ int .drainSeconds }}
 grace_s: {{ int .graceSeconds }}
+{{- if .grpc }}
+grpc: true
+{{- end }}
 pod: {{ include "clincot.serverPod" $ }}
 {{- if eq .engine "vllm" }}
 vllm_args: {{ include "clincot.vllmArguments" (dict "gpus" .gpus "args" .args) }}

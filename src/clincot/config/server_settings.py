@@ -16,6 +16,7 @@ from clincot.jsonl import InvalidRecord
 
 LogFormat = Literal["auto", "text", "json"]
 Seconds = Annotated[float, Field(gt=0)]
+TRACES_PATH = "/v1/traces"  # of OTLP over HTTP, below traces_endpoint
 
 
 class ServeSettings(ServeConfig):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clincot.config.server_settings import TRACES_PATH
 from clincot.deployment.service_settings import ServiceSettings
 
 GROUP, VERSION, PLURAL = "serving.kserve.io", "v1beta1", "inferenceservices"
@@ -30,7 +31,7 @@ RELEASE_LABEL = "clincot/release"  # label: the Helm release that owns the servi
 MODEL_FORMATS = {"vllm": "vLLM", "clincot": "clincot"}  # engine -> the format that its ServingRuntime supports
 DIGEST_ANNOTATION = "clincot/checkpoint"  # annotation: the checkpoint of the last finished rollout
 MODELS_PATH = "/mnt/models"  # where KServe's storage initializer downloads the checkpoint to
-PORT, VLLM_PORT = 8080, 8085
+PORT, GRPC_PORT, VLLM_PORT = 8080, 8081, 8085
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 _PERIOD_S = 10
 _END_S = 10  # for a container to end after its last request
@@ -71,6 +72,9 @@ def build_inference_service(settings: ServiceSettings, digest: str, uri: str, *,
     spec: Json = {"predictor": build_predictor(settings, digest, uri, mode=mode)}
     if settings.transformer == "separate":
         transformer = _build_transformer(settings, name="kserve-container")
+        # KServe gives a checkpoint to the predictor's pods only, unless a custom transformer asks for one in this way
+        # (CustomTransformer.GetStorageUri in pkg/apis/serving/v1beta1/transformer_custom.go of kserve/kserve@0217bda).
+        transformer["env"] = [*transformer["env"], {"name": "STORAGE_URI", "value": uri}]
         spec["transformer"] = {
             "minReplicas": settings.replicas,
             "containers": [transformer],
@@ -172,6 +176,7 @@ def _build_vllm_model(settings: ServiceSettings, uri: str, port: int) -> Json:
         "storageUri": uri,
         "args": [
             f"--port={port}",
+            *_build_trace_arguments(settings),
             *settings.vllm_args,
         ],  # appended to the runtime's own; vLLM uses the last value of an option
         "resources": {kind: dict(sizes) for kind, sizes in settings.resources.items()},
@@ -180,8 +185,28 @@ def _build_vllm_model(settings: ServiceSettings, uri: str, port: int) -> Json:
         "livenessProbe": _build_probe("/health", port, failures=6),
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": "devshm", "mountPath": "/dev/shm"}],
-        "env": _build_environment(settings),
+        "env": [*_build_environment(settings), *_build_trace_environment(settings)],
     }
+
+
+def _build_trace_arguments(settings: ServiceSettings) -> list[str]:
+    """The arguments with which vLLM sends its spans where `clincot serve` sends its own; they continue its traces.
+
+    vLLM needs the whole address, and the packages of OpenTelemetry, which are among its requirements since
+    vllm-project/vllm#34466; without them it does not start.
+    """
+    endpoint = settings.traces_endpoint
+    return [f"--otlp-traces-endpoint={endpoint.rstrip('/')}{TRACES_PATH}"] if endpoint else []
+
+
+def _build_trace_environment(settings: ServiceSettings) -> list[Json]:
+    """vLLM sends spans over gRPC unless this variable says otherwise (get_span_exporter in vllm/tracing/otel.py)."""
+    if not settings.traces_endpoint:
+        return []
+    return [
+        {"name": "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "value": "http/protobuf"},
+        {"name": "OTEL_SERVICE_NAME", "value": f"{settings.name}-vllm"},
+    ]
 
 
 def _build_embedded_model(settings: ServiceSettings, uri: str) -> Json:
@@ -196,6 +221,8 @@ def _build_embedded_model(settings: ServiceSettings, uri: str) -> Json:
         "storageUri": uri,
         **{key: container[key] for key in shared},
     }
+    if settings.grpc:
+        out["ports"] = container["ports"]  # otherwise those of the runtime
     out["resources"] = {kind: dict(sizes) for kind, sizes in settings.resources.items()}
     out["args"] = container["args"][1:]  # without the subcommand, which the runtime contains
     return out
@@ -219,11 +246,12 @@ def _build_transformer(settings: ServiceSettings, *args: str, name: str) -> Json
             f"--port={PORT}",
             f"--model_name={settings.name}",
             f"--set=grace_s={settings.grace_s}",
+            *([f"--grpc-port={GRPC_PORT}"] if settings.grpc else []),
             *args,
             *keys,
             *settings.list_serve_arguments(),
         ],
-        "ports": [{"containerPort": PORT, "protocol": "TCP"}],
+        "ports": _build_ports(settings),
         "resources": {kind: dict(sizes) for kind, sizes in settings.transformer_resources.items()},
         "readinessProbe": _build_probe("/v2/health/ready", PORT, failures=3),
         "livenessProbe": _build_probe("/v2/health/live", PORT, failures=6),
@@ -238,6 +266,20 @@ def _build_transformer(settings: ServiceSettings, *args: str, name: str) -> Json
         "env": _build_environment(settings),
         "volumeMounts": [*mounts, {"name": "tmp", "mountPath": "/tmp"}],
     }
+
+
+def _build_ports(settings: ServiceSettings) -> list[Json]:
+    """The ports of `clincot serve`.
+
+    KServe's Service has the first one as port 80 and the others as they are, with their names (createDefaultSvc in
+    pkg/controller/v1beta1/inferenceservice/reconcilers/service/service_reconciler.go of kserve/kserve@00217d1).
+    """
+    if not settings.grpc:
+        return [{"containerPort": PORT, "protocol": "TCP"}]
+    return [
+        {"name": "http", "containerPort": PORT, "protocol": "TCP"},
+        {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
+    ]
 
 
 def _build_pod_fields(settings: ServiceSettings) -> Json:

@@ -91,6 +91,10 @@ class ServiceSettings(FrozenConfig):
     listen: Annotated[
         Literal["0.0.0.0", "::"], Field(description="Address on which servers listen; :: in clusters with IPv6 only.")
     ] = "0.0.0.0"
+    grpc: Annotated[
+        bool,
+        Field(description="Whether the Services of the pods have port 8081 for the V2 protocol over gRPC, too."),
+    ] = False
     replicas: Annotated[int, Field(ge=1)] = 1
     resources: ResourceRequirements = Field(
         default={"requests": {"cpu": "4", "memory": "32Gi"}, "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"}}
@@ -148,6 +152,11 @@ class ServiceSettings(FrozenConfig):
         "decides the answers (propose, max_new_tokens) is taken from the published checkpoint, as it was measured.",
     )
 
+    @property
+    def traces_endpoint(self) -> str:
+        """The collector that gets traces; "" without one."""
+        return str(self.serve.get("traces_endpoint", ""))
+
     def with_measured(self, serve: ServeConfig | None) -> ServiceSettings:
         """The settings with those that a checkpoint was measured with; None: it was published without any."""
         measured = {} if serve is None else serve.model_dump(mode="json")
@@ -176,7 +185,12 @@ class ServiceSettings(FrozenConfig):
             raise ValueError(
                 "serve.grace_s has to fit the time that Kubernetes gives the pod; set grace_s, which sets both"
             )
-        ServeSettings.model_validate(self.serve)
+        server = ServeSettings.model_validate(self.serve)
+        if server.deadline_s > self.grace_s:
+            raise ValueError(
+                f"grace_s is {self.grace_s}, but a request may take serve.deadline_s, which is {server.deadline_s:g} "
+                "seconds; a pod that ends would cut it off, so expected grace_s to be at least as long"
+            )
         return self
 
     @model_validator(mode="after")

@@ -39,19 +39,6 @@ class SmokeFailed(UserError, RuntimeError):
     """The new revision answers golden questions differently; the message names them."""
 
 
-class EndpointClient(Protocol):
-    """A client that sends requests to the address that users' clients use."""
-
-    def post_to_endpoint(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
-        """POST the payload and return the reply's JSON. Raises RequestFailed."""
-        ...
-
-    @property
-    def model(self) -> str:
-        """The model's name at the server."""
-        ...
-
-
 class RevisionClient(Protocol):
     """A client that sends requests to one revision."""
 
@@ -62,6 +49,14 @@ class RevisionClient(Protocol):
     @property
     def model(self) -> str:
         """The model's name at the server."""
+        ...
+
+
+class EndpointClient(RevisionClient, Protocol):
+    """A client that sends requests to the address that users' clients use, and to one revision."""
+
+    def post_to_endpoint(self, path: str, payload: Mapping[str, Any], timeout_s: float) -> Any:
+        """POST the payload to the users' address and return the reply's JSON. Raises RequestFailed."""
         ...
 
 
@@ -234,8 +229,15 @@ def check_served_answers(
 ) -> str:
     """Ask the benchmark's served questions through the clients' address and return a summary.
 
-    Answers, regions, checkpoint and serve settings must be those that the gate measured. Raises SmokeFailed.
+    Answers, regions and serve settings must be those that the gate measured. The checkpoint must be the one that the
+    revision reports when it is asked itself, so an address that still leads elsewhere is found although another
+    checkpoint may give the same answers. Raises SmokeFailed.
     """
+    first = manifest.served[0]
+    try:
+        own = ask_golden_question(endpoint, first, images[first.id], settings)
+    except RequestFailed as error:
+        raise SmokeFailed(f"the new revision does not answer the benchmark question {first.id}: {error}") from None
     expected = "" if manifest.serve is None else manifest.serve.answer_digest
     problems = []
     for question in manifest.served:
@@ -248,6 +250,8 @@ def check_served_answers(
         problem = describe_mismatch(question, reply, settings)
         if not problem and expected and reply.settings not in ("", expected):
             problem = f"{question.id}: expected the serve settings {expected}, got {reply.settings}"
+        if not problem and reply.policy != own.policy:
+            problem = f"{question.id}: expected the checkpoint {own.policy[:12]}, got {reply.policy[:12] or 'none'}"
         if problem:
             problems.append(problem)
     if problems:

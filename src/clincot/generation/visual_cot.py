@@ -139,7 +139,7 @@ class VisualAnswer(_VisualAnswerPart):
     winner: Annotated[
         int, Field(ge=0, description="position in `regions` of the region with the likeliest such answer")
     ]
-    policy: str  # digest of the checkpoint
+    policy: str  # digest of the checkpoint; of its name and prompts, behind a predictor of an unpublished one
     prompt: str  # digest of the prompt template
     settings: str = ""  # digest of the settings that decide the answer (config.ServeConfig.answer_digest)
     others: Annotated[

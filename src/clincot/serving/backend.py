@@ -23,7 +23,13 @@ from clincot.clients.http import FAIL_AT_ONCE, HttpFailure, limit_requests, read
 from clincot.config.server_settings import ServeSettings
 from clincot.errors import PromptTooLong
 from clincot.jsonl import InvalidRecord
-from clincot.models.checkpoint import MANIFEST, WEIGHTS_INDEX, UnsupportedCheckpoint, check_weight_files
+from clincot.models.checkpoint import (
+    MANIFEST,
+    WEIGHTS_INDEX,
+    UnsupportedCheckpoint,
+    check_weight_files,
+    hash_checkpoint_files,
+)
 from clincot.models.endpoint import EndpointModel
 from clincot.models.protocols import Generation, Policy, PolicyWrapper
 from clincot.prompts import Conversation, PromptFormat, Turn, load_prompt_format
@@ -163,6 +169,9 @@ class RemoteBackend:
     The predictor does the batching (vLLM batches continuously). Deadline and disconnection are checked between calls.
     After a call without a reply in time, the predictor is ready only once it answers: vLLM's /health stays 200 while
     its engine hangs.
+
+    digest: of the checkpoint that the predictor serves; "" if it is not known, and answers then have a digest of the
+    predictor's name and prompts.
     """
 
     def __init__(
@@ -172,8 +181,10 @@ class RemoteBackend:
         views: PromptFormat,
         timeout_s: float = 60.0,
         yes_no: Sequence[int] = (),
+        digest: str = "",
         observe: Callable[[str, int, float], None],
     ) -> None:
+        self._digest = digest
         self.url, self._health_url = predictor.url, f"{predictor.base}/health"
         self._model = EndpointModel(
             self.url,
@@ -197,13 +208,17 @@ class RemoteBackend:
 
     @property
     def digest(self) -> str:
-        return self._model.digest
+        return self._digest or self._model.digest
 
     @contextmanager
     def open_policy(self, context: RequestContext) -> Iterator[Policy]:
-        yield _CancellablePolicy(self._model, context, self._observe, self._note_call)
+        yield _CancellablePolicy(self, self._model, context)
 
-    def _note_call(self, timed_out: bool) -> None:
+    def observe_call(self, call: str, size: int, seconds: float) -> None:
+        """Record a call, as the batches of a model in this process are."""
+        self._observe(call, size, seconds)
+
+    def note_call(self, timed_out: bool) -> None:
         """Remember whether the last call that ended had no reply in time."""
         if timed_out != self._may_hang:
             self._may_hang = timed_out
@@ -266,15 +281,13 @@ class RemoteBackend:
 class _CancellablePolicy(PolicyWrapper):
     """A policy that is called only while its request is alive."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        context: RequestContext,
-        observe: Callable[[str, int, float], None],
-        note_call: Callable[[bool], None],
-    ) -> None:
+    def __init__(self, backend: RemoteBackend, policy: Policy, context: RequestContext) -> None:
         super().__init__(policy)
-        self._context, self._observe, self._note_call = context, observe, note_call
+        self._backend, self._context = backend, context
+
+    @property
+    def digest(self) -> str:
+        return self._backend.digest
 
     def generate(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
@@ -300,17 +313,17 @@ class _CancellablePolicy(PolicyWrapper):
         began = time.monotonic()
         try:
             with (
-                trace_call(f"predictor {call}", SpanKind.CLIENT),  # `observe` has the metric
+                trace_call(f"predictor {call}", SpanKind.CLIENT),  # `observe_call` has the metric
                 limit_requests(self._context.deadline, build_trace_headers()),
             ):
                 yield
-            self._note_call(False)
+            self._backend.note_call(False)
         except HttpFailure as error:
-            self._note_call(error.timed_out)
+            self._backend.note_call(error.timed_out)
             self._context.check_alive()  # at the deadline, the request gets 504 and not the predictor's failure
             raise
         finally:
-            self._observe(call, size, time.monotonic() - began)
+            self._backend.observe_call(call, size, time.monotonic() - began)
         self._context.check_alive()
 
 
@@ -352,18 +365,32 @@ def check_manifest_files(folder: Path, manifest: Path, *, only: frozenset[str] =
 
     Raises UnsupportedCheckpoint, naming the first file that differs.
     """
+    files = _read_manifest_files(manifest)
     try:
-        files = [(file["path"], file["sha256"]) for file in json.loads(manifest.read_text(encoding="utf-8"))["files"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnsupportedCheckpoint(f"{manifest}: not a manifest of files with their sha256 ({error!r})") from None
-    try:
-        verify_files(folder, {name: digest for name, digest in files if not only or name in only})
+        verify_files(folder, {name: digest for name, digest in files.items() if not only or name in only})
     except ChecksumMismatch as error:
         raise UnsupportedCheckpoint(f"{error}; fetch the checkpoint again") from None
-    listed = {name for name, _ in files}
-    added = sorted(p.name for p in folder.glob("*.safetensors") if p.name not in listed)
+    added = sorted(p.name for p in folder.glob("*.safetensors") if p.name not in files)
     if added:
         raise UnsupportedCheckpoint(f"{folder / added[0]}: is not in {manifest.name}; nothing may be added")
+
+
+def _read_manifest_files(manifest: Path) -> dict[str, str]:
+    """The sha256 of each file that a manifest lists. Raises UnsupportedCheckpoint."""
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        return {str(file["path"]): str(file["sha256"]) for file in files}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnsupportedCheckpoint(f"{manifest}: not a manifest of files with their sha256 ({error!r})") from None
+
+
+def read_published_digest(folder: Path) -> str:
+    """The digest of a published checkpoint, by its manifest, whether its weights are in the folder or not.
+
+    Returns "" for a checkpoint without a manifest. Raises UnsupportedCheckpoint if the manifest cannot be read.
+    """
+    manifest = folder / MANIFEST
+    return hash_checkpoint_files(_read_manifest_files(manifest)) if manifest.is_file() else ""
 
 
 def _check_file_format(path: Path) -> None:

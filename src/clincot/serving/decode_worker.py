@@ -4,8 +4,8 @@ It is the only code that parses the bytes of an image from a client. Its memory 
 limited by the kernel (setrlimit), so whatever an image does, at most this process ends. It has no environment variables
 of the server, and so no credentials.
 
-It reads one JSON task a line from standard input and writes one JSON reply a line, until an empty line. If standard
-input ends without one, the server was killed; the process then removes the server's temporary folder.
+It reads one JSON task a line from standard input and writes one JSON reply a line, until standard input ends with the
+server.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import math
 import os
 import resource
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,7 +40,6 @@ class DecodeLimits:
     max_side: int
     memory_bytes: int  # private writable memory of the process
     cpu_s: float  # processor time for one image
-    folder: str  # of the server, removed after its end
 
     @property
     def image_limits(self) -> ImageLimits:
@@ -50,18 +48,15 @@ class DecodeLimits:
 
 
 def run_worker(limits: DecodeLimits, tasks: BinaryIO, replies: BinaryIO) -> None:
-    """Work until the server says that it needs no more, or has ended."""
+    """Work until the server closes its end, or has ended."""
     os.nice(5)  # forward passes and the event loop come first
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
     for line in tasks:
-        if line == b"\n":
-            return
         _limit_cpu_time(limits.cpu_s)
         task = json.loads(line)
         replies.write(json.dumps(run_task(task["call"], Path(task["folder"]), limits)).encode() + b"\n")
         replies.flush()
-    shutil.rmtree(limits.folder, ignore_errors=True)
 
 
 def run_task(call: str, folder: Path, limits: DecodeLimits) -> dict[str, Any]:

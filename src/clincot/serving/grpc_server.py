@@ -2,7 +2,8 @@
 
 The SDK's own GRPCServer (kserve 0.21.0, protocol/grpc/server.py) listens on all addresses, takes messages of 4 MiB and
 has no place for keys, so this one is started here. It has the limits of RequestMiddleware: keys, slots, the bytes of
-all bodies together, deadlines and disconnections.
+all bodies together, deadlines and disconnections. It counts, logs and traces questions as the HTTP routes do; all other
+calls, such as probes, have the protocol "other" there.
 
 A handler of a single request gets it when all of it is in memory (grpcio 1.85.3, grpc/_cython/_cygrpc/aio/
 server.pyx.pxi, _handle_unary_unary_rpc). The calls are therefore handled as streams of one request, which are the same
@@ -25,15 +26,24 @@ from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from opentelemetry.trace import Span
 
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, convert_error
-from clincot.serving.middleware import RequestMiddleware, build_slow_body_error
+from clincot.serving.middleware import (
+    RequestMiddleware,
+    build_slow_body_error,
+    make_request_id,
+    read_request_id,
+    record_request,
+)
 from clincot.serving.request_context import RequestContext, current_request
+from clincot.serving.tracing import end_request, trace_request
 
 _MAX_MESSAGE_BYTES = 16 << 20  # its size is known when it is in memory, so that of every message read counts as this
 _MESSAGES_READ = 4  # at the same time, of clients with a key
 _PROBES_READ = 2  # at the same time; of any client, so they have a limit of their own
+_INFER = "ModelInfer"  # the only method that asks a question
 _PUBLIC_METHODS = {"ServerLive", "ServerReady", "ModelReady"}  # probes need no key, as over HTTP
 _CLOSED_METHODS = {"RepositoryModelLoad", "RepositoryModelUnload"}
 _STATUS_CODES = {
@@ -48,6 +58,11 @@ _STATUS_CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+
+
+def join_address(host: str, port: int) -> str:
+    """HOST:PORT, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def start_grpc_server(plane: DataPlane, gate: RequestMiddleware, address: str) -> tuple[grpc.aio.Server, int]:
@@ -91,23 +106,49 @@ class _GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         method = details.method.rpartition("/")[2]
 
         async def handle(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
-            began, status = time.monotonic(), "OK"
-            try:
-                return await self._run_method(method, handler.unary_unary, requests, context)
-            except Exception as error:
-                refused = _convert_to_api_error(error)
-                status = _STATUS_CODES.get(refused.status, grpc.StatusCode.INVALID_ARGUMENT).name
-                metrics.REFUSED.labels(refused.code).inc()
-                await context.abort(grpc.StatusCode[status], f"{refused.message} ({refused.code})")
-            finally:
-                metrics.REQUESTS.labels("grpc", status).inc()
-                metrics.LATENCY.labels("grpc").observe(time.monotonic() - began)
+            run = handler.unary_unary
+            if method != _INFER:
+                return await self._answer_call(details.method, run, requests, context)
+            given = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+            with trace_request("grpc answer", given) as span:
+                return await self._answer_call(details.method, run, requests, context, span)
 
         return grpc.stream_unary_rpc_method_handler(
             handle,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
+
+    async def _answer_call(
+        self,
+        path: str,
+        run: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]],
+        requests: AsyncIterator[Any],
+        context: grpc.aio.ServicerContext,
+        span: Span | None = None,
+    ) -> Any:
+        """Run a call, convert its error to a status, and record its end. path: /SERVICE/METHOD."""
+        method, began = path.rpartition("/")[2], time.monotonic()
+        status, request_id = 499, make_request_id()  # 499: the client has cancelled the call, as in RequestMiddleware
+        ids = _build_id_metadata(context, request_id)
+        try:
+            reply = await self._run_method(method, run, requests, context)
+            context.set_trailing_metadata(
+                ids
+            )  # not before: the SDK reads it as named tuples (to_headers, kserve 0.21.0)
+            status = 200
+            return reply
+        except Exception as error:
+            refused = _convert_to_api_error(error)
+            status = refused.status
+            metrics.REFUSED.labels(refused.code).inc()
+            code = _STATUS_CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
+            await context.abort(code, f"{refused.message} ({refused.code})", ids)
+        finally:
+            if span is not None:
+                end_request(span, status)
+            protocol = "grpc" if method == _INFER else "other"
+            record_request(protocol, "POST", path, status, request_id, time.monotonic() - began)
 
     async def _run_method(
         self,
@@ -121,12 +162,12 @@ class _GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if method not in _PUBLIC_METHODS:
             given = dict(context.invocation_metadata() or ())
             self._gate.check_key(given.get("authorization"))
-        if method == "ModelInfer":
+        if method == _INFER:
             self._gate.check_queue()  # before the message, so that a full server does not read it
         async with self._read_message(
             requests, self._probes if method in _PUBLIC_METHODS else self._messages
         ) as request:
-            if method != "ModelInfer":
+            if method != _INFER:
                 return await run(request, context)
             with self._gate.reserve_slot():
                 deadline_s = self._gate.settings.deadline_s
@@ -154,6 +195,15 @@ class _GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     raise ApiError(400, "invalid_request", "expected one message") from None
                 await stack.enter_async_context(self._gate.hold_bytes(message.ByteSize()))
             yield message
+
+
+def _build_id_metadata(context: grpc.aio.ServicerContext, request_id: str) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata with the id of a call, which are the headers of an HTTP reply."""
+    given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
+    returned = read_request_id(given if isinstance(given, str) else "")
+    if not returned:
+        return (("x-request-id", request_id),)
+    return (("x-request-id", returned), ("x-clincot-request-id", request_id))
 
 
 def _convert_to_api_error(error: Exception) -> ApiError:

@@ -24,7 +24,6 @@ from clincot.serving.api_errors import ApiError, number_errors
 from clincot.serving.budgets import PixelBudget
 from clincot.serving.decode_worker import PICTURE, UPLOAD, DecodeLimits, build_command
 from clincot.serving.request_context import RequestContext
-from clincot.serving.spool import Spool
 from clincot.serving.tracing import measure_stage
 
 MAX_SIDE = 20_000  # pixels; the longest radiographs, of a whole spine, have about 12,000
@@ -36,11 +35,11 @@ _POLL_S = 0.05  # how often a waiting thread looks whether its client is still t
 class ImageDecoder:
     """The decode workers of a server, and its budget of pixels."""
 
-    def __init__(self, settings: ServeSettings, spool: Spool) -> None:
+    def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
         self._pixels = PixelBudget(settings.max_pixels_held)
-        self._small = _Worker(_build_limits(settings, spool.folder, min(_SMALL_MEMORY, settings.decode_bytes)))
-        self._large = _Worker(_build_limits(settings, spool.folder, settings.decode_bytes))
+        self._small = _Worker(_build_limits(settings, min(_SMALL_MEMORY, settings.decode_bytes)))
+        self._large = _Worker(_build_limits(settings, settings.decode_bytes))
 
     def start(self) -> None:
         """Start the worker that every image needs, so that the first request does not wait for it."""
@@ -154,7 +153,7 @@ class _Worker:
         if process is None:
             return
         try:
-            process.communicate(b"\n", timeout=10)  # also if the process has ended already
+            process.communicate(timeout=10)  # closes its standard input; also if the process has ended already
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -167,7 +166,7 @@ def build_size_error(settings: ServeSettings) -> ApiError:
     )
 
 
-def _build_limits(settings: ServeSettings, folder: Path, memory_bytes: int) -> DecodeLimits:
+def _build_limits(settings: ServeSettings, memory_bytes: int) -> DecodeLimits:
     # A DICOM file is larger after inflation, so bytes are limited loosely here; the limit of pixels holds for both.
     return DecodeLimits(
         max_file_bytes=4 * settings.max_image_bytes,
@@ -175,5 +174,4 @@ def _build_limits(settings: ServeSettings, folder: Path, memory_bytes: int) -> D
         max_side=MAX_SIDE,
         memory_bytes=memory_bytes,
         cpu_s=settings.decode_s,
-        folder=str(folder),
     )

@@ -57,8 +57,9 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, sent = str(scope["path"]), _StatusRecorder(send, _find_request_id(scope))
+        path = str(scope["path"])
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        sent = _StatusRecorder(send, read_request_id(headers.get("x-request-id", "")))
         if detect_protocol(path) == "other":
             await self._answer_request(scope, headers, receive, sent)
             return
@@ -82,7 +83,8 @@ class RequestMiddleware:
             if not sent.status:
                 await _send_error(build_internal_error(), path, sent)
         finally:
-            _record_request(scope["method"], path, sent, time.monotonic() - began)
+            seconds, status = time.monotonic() - began, sent.status or 499
+            record_request(detect_protocol(path), scope["method"], path, status, sent.logged_id, seconds)
 
     async def _handle_request(
         self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: _StatusRecorder
@@ -249,7 +251,7 @@ class _StatusRecorder:
     def __init__(self, send: Send, given: str) -> None:
         self._send = send
         self.status = 0
-        self.logged_id = f"req_{uuid.uuid4().hex}"
+        self.logged_id = make_request_id()
         self._returned_id = given or self.logged_id
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
@@ -271,24 +273,30 @@ def detect_protocol(path: str) -> str:
     return "v2" if V2_INFER_PATH.fullmatch(path) else "other"
 
 
-def _record_request(method: str, path: str, sent: _StatusRecorder, seconds: float) -> None:
-    """Count a request and log one line about it, without its query, which may contain anything."""
-    protocol, status = detect_protocol(path), sent.status or 499
+def record_request(protocol: str, method: str, path: str, status: int, request_id: str, seconds: float) -> None:
+    """Count a request and log one line about it, without its query, which may contain anything.
+
+    protocol: see detect_protocol; "grpc" for questions over gRPC, whose status is the one that HTTP would have had.
+    request_id: the server's own.
+    """
     metrics.REQUESTS.labels(protocol, str(status)).inc()
     metrics.LATENCY.labels(protocol).observe(seconds)
     method, path = _UNSAFE_CHARS.sub("?", method[:10]), _UNSAFE_CHARS.sub("?", path[:100])
     fields = {"protocol": protocol, "method": method, "path": path, "status": status, "ms": round(1000 * seconds)}
     level = logging.DEBUG if protocol == "other" else logging.INFO
     text = "%s %s %d %.0f ms %s"
-    extra = {"fields": {**fields, "request": sent.logged_id}}
-    _LOG.log(level, text, method, path, status, 1000 * seconds, sent.logged_id, extra=extra)
+    extra = {"fields": {**fields, "request": request_id}}
+    _LOG.log(level, text, method, path, status, 1000 * seconds, request_id, extra=extra)
 
 
-def _find_request_id(scope: Scope) -> str:
-    """The client's X-Request-ID, which Istio sets as well; "" without a usable one."""
-    given = next((value for name, value in scope["headers"] if name.lower() == b"x-request-id"), b"")
-    text: str = given.decode("latin-1")
-    return text if _OWN_ID.fullmatch(text) else ""
+def make_request_id() -> str:
+    """A new id of a request, for the log."""
+    return f"req_{uuid.uuid4().hex}"
+
+
+def read_request_id(given: str) -> str:
+    """The client's X-Request-ID, which Istio sets as well; "" if it cannot be returned in a header."""
+    return given if _OWN_ID.fullmatch(given) else ""
 
 
 def _check_headers(headers: Mapping[str, str], settings: ServeSettings) -> None:

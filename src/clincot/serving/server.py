@@ -9,8 +9,10 @@ import asyncio
 import ctypes
 import logging
 import signal
+import threading
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,11 +49,12 @@ from clincot.serving.backend import (
     RemoteBackend,
     load_served_prompt_format,
     open_checkpoint_folder,
+    read_published_digest,
 )
 from clincot.serving.chat import build_chat_router, build_models_router
 from clincot.serving.connections import MAX_HEADER_BYTES, build_protocol_class
 from clincot.serving.data_plane import VisualCotDataPlane
-from clincot.serving.grpc_server import JointServer
+from clincot.serving.grpc_server import JointServer, join_address
 from clincot.serving.kserve_model import VisualCotModel
 from clincot.serving.log_format import configure_logging
 from clincot.serving.metrics import observe_batch
@@ -62,6 +65,7 @@ from clincot.serving.service import AnswerService
 from clincot.serving.tracing import start_exporter
 
 _LOG = logging.getLogger("clincot.serve")
+TRIM_S = 20.0  # a trim takes milliseconds
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 # FastAPI's own spans and logs quote the messages of exceptions and failed validations (0.165, telemetry/_api.py)
 _NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
@@ -95,6 +99,7 @@ def run_server(plan: ServePlan) -> None:
     limit_allocator()
     keys = None if plan.api_keys is None else ApiKeys(plan.api_keys)
     with ExitStack() as stack:
+        stack.enter_context(return_free_memory())
         folder = stack.enter_context(open_checkpoint_folder(plan.checkpoint, views_only=bool(plan.predictor_host)))
         name = plan.name or folder.resolve().name
         if plan.settings.traces_endpoint:
@@ -113,7 +118,7 @@ def run_server(plan: ServePlan) -> None:
             signal.signal(number, lambda *_: None)
         server = uvicorn.Server(config)
         if plan.grpc_port:
-            server = JointServer(config, plane, app, f"{plan.host}:{plan.grpc_port}")
+            server = JointServer(config, plane, app, join_address(plan.host, plan.grpc_port))
             _LOG.info("gRPC listens on %s:%d", plan.host, plan.grpc_port)
         server.run()
         _LOG.info("stopped; all accepted requests are answered")
@@ -148,6 +153,29 @@ def limit_allocator() -> None:
         libc.mallopt(_M_ARENA_MAX, 4)
 
 
+@contextmanager
+def return_free_memory(every_s: float = TRIM_S) -> Iterator[None]:
+    """Let glibc return all free memory every `every_s` seconds, until the block ends.
+
+    By itself it returns what is free at the end of an arena. A batch of a rare size leaves free memory below what is
+    still in use, such as cached features, and the server's memory would stay that much higher for ever. Elsewhere than
+    on glibc this does nothing.
+    """
+    trim, stop = getattr(ctypes.CDLL(None), "malloc_trim", None), threading.Event()
+
+    def trim_until_stopped() -> None:
+        while trim is not None and not stop.wait(every_s):
+            trim(0)
+
+    thread = threading.Thread(target=trim_until_stopped, name="trim", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 def quiet_library_loggers() -> None:
     """Turn off access logs of libraries, which quote URLs with their queries.
 
@@ -171,6 +199,7 @@ def open_backend(plan: ServePlan, folder: Path) -> Backend:
             views=load_served_prompt_format(folder),
             timeout_s=plan.settings.deadline_s,
             yes_no=read_yes_no_ids(folder),
+            digest=read_published_digest(folder),
             observe=observe_batch,
         )
     return LocalBackend(folder, plan.settings, observe_batch)

@@ -113,7 +113,7 @@ class AnswerService:
         self.backend, self.settings = backend, settings
         self._stack = ExitStack()
         self._spool = spool or self._stack.enter_context(open_spool())
-        self.decoder = ImageDecoder(settings, self._spool)
+        self.decoder = ImageDecoder(settings)
         self._stack.callback(self.decoder.close)
         self._fetcher = fetcher or ImageFetcher(
             settings.url_hosts, max_bytes=settings.max_image_bytes, timeout_s=settings.url_s

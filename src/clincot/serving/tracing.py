@@ -16,11 +16,11 @@ from opentelemetry import propagate, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from clincot import __version__
+from clincot.config.server_settings import TRACES_PATH
 from clincot.errors import InvalidInput
 from clincot.serving import metrics
 
 _TRACER = trace.get_tracer("clincot.serve", __version__)
-TRACES_PATH = "/v1/traces"  # of OTLP over HTTP
 
 
 def start_exporter(endpoint: str, service: str) -> Callable[[], None]:

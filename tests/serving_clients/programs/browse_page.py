@@ -1,6 +1,7 @@
-"""Use the page at / in Chromium, as a person would. Arguments: key, URL, Chromium, image, folder, width, height.
+"""Use the page at / in Chromium, as a person would.
 
-Prints what the page shows; screenshots are put into the folder.
+Arguments: key, URL, Chromium, image, folder, width, height, and ROLE=FILE of each further image. Prints what the page
+shows; screenshots are put into the folder.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from playwright.sync_api import Page, sync_playwright
 
 key, url, chromium, image, folder = sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]), Path(sys.argv[5])
 viewport = {"width": int(sys.argv[6]), "height": int(sys.argv[7])}
+further = [argument.partition("=")[::2] for argument in sys.argv[8:]]
 DROP = """([name, content]) => {
   const bytes = Uint8Array.from(atob(content), (char) => char.charCodeAt(0));
   const transfer = new DataTransfer();
@@ -32,6 +34,8 @@ def read_page(page: Page) -> dict[str, object]:
         "status": page.locator("#status").inner_text() if page.locator("#status").is_visible() else "",
         "answer": page.locator("#text").inner_text() if page.locator("#text").is_visible() else "",
         "reason": page.locator("#reason").inner_text() if page.locator("#reason").is_visible() else "",
+        "compared": page.locator("#compared").inner_text() if page.locator("#compared").is_visible() else "",
+        "offers further images": page.locator("#others").is_visible(),
         "confidence": page.locator("#percent").inner_text(),
         "hypotheses": page.locator("#hypotheses li").all_inner_texts(),
         "regions": page.locator("#regions li").all_inner_texts(),
@@ -64,6 +68,12 @@ with sync_playwright() as playwright:
         import base64
 
         page.evaluate(DROP, [image.name, base64.b64encode(image.read_bytes()).decode()])
+    if further:
+        chosen = [file for _, file in further]
+        page.locator("#add").set_input_files([*chosen, image])
+        page.locator("#further li").last.locator("button").click()  # the image itself, by mistake
+        for number, (role, _) in enumerate(further):
+            page.locator("#further input").nth(number).fill(role)
     page.locator("#ask").click()
     page.locator("#ask:enabled").wait_for(timeout=200_000)
     page.evaluate("() => document.getElementById('image').decode().catch(() => null)")

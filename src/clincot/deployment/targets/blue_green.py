@@ -14,7 +14,9 @@ from clincot.clients.kubernetes import Conflict, ObjectNotFound
 from clincot.deployment.inference_service import (
     DIGEST_ANNOTATION,
     GROUP,
+    GRPC_PORT,
     PLURAL,
+    PORT,
     SERVICE_LABEL,
     VERSION,
     Json,
@@ -101,6 +103,7 @@ class BlueGreenTarget(KServeTarget):
                     front["spec"]["selector"]
                 )
                 front["spec"]["selector"] = ours
+                front["spec"]["ports"] = self._build_front_ports()
             return front
 
         with kserve_errors():
@@ -167,8 +170,13 @@ class BlueGreenTarget(KServeTarget):
                 "annotations": {},
                 "labels": build_labels(self.settings),
             },
-            "spec": {"selector": selector, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
+            "spec": {"selector": selector, "ports": self._build_front_ports()},
         }
+
+    def _build_front_ports(self) -> list[Json]:
+        """Ports as KServe's own Services have them."""
+        ports: list[Json] = [{"name": "http", "port": 80, "targetPort": PORT}]
+        return [*ports, {"name": "grpc", "port": GRPC_PORT, "targetPort": GRPC_PORT}] if self.settings.grpc else ports
 
 
 def _read_previous_selector(front: Json) -> Json:

@@ -91,6 +91,11 @@ def explain_knative_rules(settings: ServiceSettings) -> str:
     feature multi-container-probing is on, which it is not by default (validateSidecarContainer, same file). vLLM has
     probes, and KServe merges the ports of its ServingRuntime into the predictor.
     """
+    if settings.grpc:
+        return (
+            "Knative allows one port in a pod, so its services have HTTP or gRPC, not both; set grpc: false, or mode: "
+            "standard or blue-green"
+        )
     if settings.engine != "vllm":
         return ""
     if settings.transformer == "separate":

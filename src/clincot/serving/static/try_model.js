@@ -1,9 +1,11 @@
-// The page at /: one question about one image, answered by a streamed chat completion of the same server.
+// The page at /: one question about an image, answered by a streamed chat completion of the same server. Further images
+// can be added if the server allows several (max_images); boxes are of the first one.
 "use strict";
 
 const COLOURS = ["#62c3ff", "#ffb454", "#7ee787", "#ff7b9c", "#c9a5ff", "#f2e55c", "#5fe3d0", "#ff9d7a"];
 const get = (id) => document.getElementById(id);
 let chosen = null; // the file
+let further = []; // images besides it, each with its file and the input of its role
 let preview = ""; // object URL of the file, if the browser can show it
 
 function choose(file) {
@@ -23,6 +25,26 @@ function showPicture(shown) {
   get("picture").hidden = !shown;
   get("hint").hidden = shown;
   if (!shown) get("hint").textContent = "The picture is shown with the answer.";
+}
+
+function addFurther(files) {
+  for (const file of files) {
+    const image = { file, role: document.createElement("input") };
+    image.role.placeholder = "role";
+    image.role.ariaLabel = `Role of ${file.name}`;
+    image.role.maxLength = 40;
+    image.role.setAttribute("list", "roles");
+    const remove = Object.assign(document.createElement("button"), { type: "button", textContent: "Remove" });
+    const item = document.createElement("li");
+    item.append(Object.assign(document.createElement("span"), { textContent: file.name }), image.role, remove);
+    remove.addEventListener("click", () => {
+      further = further.filter((other) => other !== image);
+      item.remove();
+    });
+    further.push(image);
+    get("further").append(item);
+  }
+  get("add").value = ""; // so that the same file can be chosen again after it was removed
 }
 
 function encode(file) {
@@ -60,8 +82,13 @@ async function ask(event) {
   drawRegions([], -1);
   showStatus("The model looks for regions …");
   try {
-    const image = { type: "image_url", image_url: { url: await encode(chosen) } };
-    const content = [image, { type: "text", text: get("question").value }];
+    const content = [];
+    for (const file of [chosen, ...further.map((image) => image.file)]) {
+      content.push({ type: "image_url", image_url: { url: await encode(file) } });
+    }
+    content.push({ type: "text", text: get("question").value });
+    // without a role an image has its number, as at the server; roles are sent for all of them or for none
+    const roles = further.map((image, position) => image.role.value.trim() || `image ${position + 2}`);
     const reply = await fetch("v1/chat/completions", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
@@ -69,7 +96,7 @@ async function ask(event) {
         model: get("model").textContent,
         messages: [{ role: "user", content }],
         stream: true,
-        clincot: { return_image: true },
+        clincot: { return_image: true, roles },
       }),
     });
     if (!reply.ok) throw new Error(describeError(await reply.json().catch(() => null), reply.status));
@@ -110,6 +137,8 @@ function showChain(chain, refusal) {
   get("percent").textContent = formatPercent(chain.confidence);
   const agreeing = Math.round(chain.agreement * chain.regions.length);
   const which = chain.abstained ? "the answer that is withheld" : "this answer";
+  get("compared").hidden = !chain.others?.length;
+  get("compared").textContent = `Seen beside the image: ${chain.others?.join(", ")}.`;
   get("agreement").textContent = `${agreeing} of ${chain.regions.length} regions gave ${which}.`;
 }
 
@@ -155,6 +184,7 @@ const formatPercent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 async function start() {
   get("form").addEventListener("submit", ask);
   get("file").addEventListener("change", () => choose(get("file").files[0]));
+  get("add").addEventListener("change", () => addFurther(get("add").files));
   for (const name of ["dragover", "dragleave", "drop"]) {
     get("drop").addEventListener(name, (event) => {
       event.preventDefault();
@@ -164,6 +194,8 @@ async function start() {
   }
   const models = await fetch("v1/models").then((reply) => reply.json());
   get("model").textContent = models.data[0].id;
+  const model = await fetch(`v2/models/${encodeURIComponent(models.data[0].id)}`).then((reply) => reply.json());
+  get("others").hidden = !model.inputs.some((tensor) => tensor.name === "other_images");
 }
 
 start().catch(() => showStatus("The server does not reply.", true));
