@@ -2,8 +2,8 @@
 
     python -m benchmarks.words_in_pixels [--pictures N]
 
-Needs the extra `ocr`. Prints the pictures in which words are found, of those without text (each is a false alarm) and of
-those with a name of 11 to 24 pixels' height at a random place. On two idle cores, 200 pictures take a few minutes.
+Needs the extra `ocr`. Prints the pictures in which words are found, of those without text (each is a false alarm) and
+of those with a name of 11 to 24 pixels' height at a random place. On two idle cores, 200 pictures take a few minutes.
 """
 
 from __future__ import annotations
