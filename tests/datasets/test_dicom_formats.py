@@ -195,7 +195,9 @@ def test_all_frames_are_images_and_a_question_names_one(tmp_path: Path) -> None:
     two_frames(tmp_path / "scans" / "a.dcm")
     window = {"WindowCenter": 12, "WindowWidth": 24}
     two_frames(tmp_path / "scans" / "b.dcm", **window)
-    report = ingest_dicom(tmp_path / "scans", tmp_path / "all", salt_file=tmp_path / "salt", frames="all", workers=1)
+    report = ingest_dicom(
+        tmp_path / "scans", tmp_path / "all", salt_file=tmp_path / "salt", burned_in="off", frames="all", workers=1
+    )
     assert report.rows_read == 4
     ids = [study.source_id for study in StudyIndex(tmp_path / "all").values()]
     assert all(name.endswith(("-1", "-2")) for name in ids)
@@ -204,6 +206,7 @@ def test_all_frames_are_images_and_a_question_names_one(tmp_path: Path) -> None:
         tmp_path / "scans",
         tmp_path / "asked",
         salt_file=tmp_path / "salt",
+        burned_in="off",
         questions=tmp_path / "q.jsonl",
         frames="all",
         workers=1,
@@ -212,7 +215,7 @@ def test_all_frames_are_images_and_a_question_names_one(tmp_path: Path) -> None:
     assert StudyIndex(tmp_path / "asked")[question.study].source_id.endswith("-2")
     write(tmp_path / "scans" / "c.dcm", np.full((4, 6), 9, dtype=np.uint16))
     with pytest.raises(TooManyRefused, match="it has 2 frames"):
-        ingest_dicom(tmp_path / "scans", tmp_path / "none", salt_file=tmp_path / "salt", workers=1)
+        ingest_dicom(tmp_path / "scans", tmp_path / "none", salt_file=tmp_path / "salt", burned_in="off", workers=1)
 
 
 # DICOMDIR
@@ -228,22 +231,26 @@ def test_the_files_that_a_dicomdir_lists(tmp_path: Path) -> None:
         files.add(pydicom.dcmread(dicom))
     files.write(tmp_path / "media")
     write(tmp_path / "media" / "other.dcm", np.full((4, 6), 3, dtype=np.uint16))
-    report = ingest_dicom(tmp_path / "media" / "DICOMDIR", tmp_path / "out", salt_file=tmp_path / "salt", workers=1)
+    report = ingest_dicom(
+        tmp_path / "media" / "DICOMDIR", tmp_path / "out", salt_file=tmp_path / "salt", burned_in="off", workers=1
+    )
     assert (report.rows_read, report.rows_kept) == (2, 2)
     for path in sorted((tmp_path / "media").rglob("*"), reverse=True):
         if path.name != "DICOMDIR":
             path.rename(path.with_name(path.name.lower()))
-    again = ingest_dicom(tmp_path / "media" / "DICOMDIR", tmp_path / "low", salt_file=tmp_path / "salt", workers=1)
+    again = ingest_dicom(
+        tmp_path / "media" / "DICOMDIR", tmp_path / "low", salt_file=tmp_path / "salt", burned_in="off", workers=1
+    )
     assert again.rows_kept == 2
 
 
 def test_what_is_no_dicomdir(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dcm")
     with pytest.raises(UnusableDicom, match="expected a folder of DICOM files or a DICOMDIR, got another DICOM file"):
-        ingest_dicom(path, tmp_path / "out", salt_file=tmp_path / "salt")
+        ingest_dicom(path, tmp_path / "out", salt_file=tmp_path / "salt", burned_in="off")
     (tmp_path / "text").write_text("hello")
     with pytest.raises(UnusableDicom, match="got a file of another format"):
-        ingest_dicom(tmp_path / "text", tmp_path / "out", salt_file=tmp_path / "salt")
+        ingest_dicom(tmp_path / "text", tmp_path / "out", salt_file=tmp_path / "salt", burned_in="off")
 
 
 # Size of files and of folders
