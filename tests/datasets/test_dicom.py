@@ -74,7 +74,8 @@ def write(path: Path, pixels: np.ndarray | None = None, **tags: Any) -> Path:
 
 def ingest(source: Path, tmp_path: Path, **options: Any) -> tuple[Path, IngestReport]:
     out = tmp_path / "out"
-    return out, ingest_dicom(source, out, salt_file=tmp_path / "salt", **options)
+    settings = {"salt_file": tmp_path / "salt", "burned_in": "off"} | options
+    return out, ingest_dicom(source, out, **settings)
 
 
 def shown(tmp_path: Path, pixels: np.ndarray | None = None, **tags: Any) -> np.ndarray:

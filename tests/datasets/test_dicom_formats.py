@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tracemalloc
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pydicom
@@ -193,7 +195,9 @@ def test_all_frames_are_images_and_a_question_names_one(tmp_path: Path) -> None:
     two_frames(tmp_path / "scans" / "a.dcm")
     window = {"WindowCenter": 12, "WindowWidth": 24}
     two_frames(tmp_path / "scans" / "b.dcm", **window)
-    report = ingest_dicom(tmp_path / "scans", tmp_path / "all", salt_file=tmp_path / "salt", frames="all", workers=1)
+    report = ingest_dicom(
+        tmp_path / "scans", tmp_path / "all", salt_file=tmp_path / "salt", burned_in="off", frames="all", workers=1
+    )
     assert report.rows_read == 4
     ids = [study.source_id for study in StudyIndex(tmp_path / "all").values()]
     assert all(name.endswith(("-1", "-2")) for name in ids)
@@ -202,6 +206,7 @@ def test_all_frames_are_images_and_a_question_names_one(tmp_path: Path) -> None:
         tmp_path / "scans",
         tmp_path / "asked",
         salt_file=tmp_path / "salt",
+        burned_in="off",
         questions=tmp_path / "q.jsonl",
         frames="all",
         workers=1,
@@ -210,7 +215,7 @@ def test_all_frames_are_images_and_a_question_names_one(tmp_path: Path) -> None:
     assert StudyIndex(tmp_path / "asked")[question.study].source_id.endswith("-2")
     write(tmp_path / "scans" / "c.dcm", np.full((4, 6), 9, dtype=np.uint16))
     with pytest.raises(TooManyRefused, match="it has 2 frames"):
-        ingest_dicom(tmp_path / "scans", tmp_path / "none", salt_file=tmp_path / "salt", workers=1)
+        ingest_dicom(tmp_path / "scans", tmp_path / "none", salt_file=tmp_path / "salt", burned_in="off", workers=1)
 
 
 # DICOMDIR
@@ -226,19 +231,69 @@ def test_the_files_that_a_dicomdir_lists(tmp_path: Path) -> None:
         files.add(pydicom.dcmread(dicom))
     files.write(tmp_path / "media")
     write(tmp_path / "media" / "other.dcm", np.full((4, 6), 3, dtype=np.uint16))
-    report = ingest_dicom(tmp_path / "media" / "DICOMDIR", tmp_path / "out", salt_file=tmp_path / "salt", workers=1)
+    report = ingest_dicom(
+        tmp_path / "media" / "DICOMDIR", tmp_path / "out", salt_file=tmp_path / "salt", burned_in="off", workers=1
+    )
     assert (report.rows_read, report.rows_kept) == (2, 2)
     for path in sorted((tmp_path / "media").rglob("*"), reverse=True):
         if path.name != "DICOMDIR":
             path.rename(path.with_name(path.name.lower()))
-    again = ingest_dicom(tmp_path / "media" / "DICOMDIR", tmp_path / "low", salt_file=tmp_path / "salt", workers=1)
+    again = ingest_dicom(
+        tmp_path / "media" / "DICOMDIR", tmp_path / "low", salt_file=tmp_path / "salt", burned_in="off", workers=1
+    )
     assert again.rows_kept == 2
 
 
 def test_what_is_no_dicomdir(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dcm")
     with pytest.raises(UnusableDicom, match="expected a folder of DICOM files or a DICOMDIR, got another DICOM file"):
-        ingest_dicom(path, tmp_path / "out", salt_file=tmp_path / "salt")
+        ingest_dicom(path, tmp_path / "out", salt_file=tmp_path / "salt", burned_in="off")
     (tmp_path / "text").write_text("hello")
     with pytest.raises(UnusableDicom, match="got a file of another format"):
-        ingest_dicom(tmp_path / "text", tmp_path / "out", salt_file=tmp_path / "salt")
+        ingest_dicom(tmp_path / "text", tmp_path / "out", salt_file=tmp_path / "salt", burned_in="off")
+
+
+# Size of files and of folders
+
+
+def test_frames_are_counted_without_reading_pixels(tmp_path: Path) -> None:
+    """Eight frames of 1000 x 1000 pixels are 8 MB; the header, and what Python needs for it, is far below 1 MB."""
+    path = write(
+        tmp_path / "a.dcm", np.zeros((1000, 1000), dtype=np.uint8), NumberOfFrames=8, PixelData=bytes(8_000_000)
+    )
+    tracemalloc.start()
+    try:
+        assert dicom_image.count_frames(path) == 8
+        assert dicom_image.measure_dicom(path) == (1000, 1000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("frames", [None, "all"])
+def test_small_batches_make_the_same_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: Literal["all"] | None
+) -> None:
+    """Five files, and seven questions of which the last two are about images of earlier batches."""
+    rng = np.random.default_rng(0)
+    for name in "abcde":
+        write(tmp_path / "scans" / f"{name}.dcm", rng.integers(0, 4000, (4, 6), dtype=np.uint16))
+    (tmp_path / "scans" / "note.txt").write_text("not DICOM")
+    rows = [{"image": f"{name}.dcm", "question": f"Number {at}?", "answer": "yes"} for at, name in enumerate("abcdeab")]
+    rows.append({"image": "note.txt", "question": "What is it?", "answer": "a note"})
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = []
+    for size in (512, 2):
+        monkeypatch.setattr("clincot.datasets.dicom.BATCH_SIZE", size)
+        for questions in (None, tmp_path / "q.jsonl"):
+            out = tmp_path / f"out-{size}-{questions is not None}"
+            settings: dict[str, Any] = {"salt_file": tmp_path / "salt", "burned_in": "off", "workers": 1}
+            report = ingest_dicom(
+                tmp_path / "scans", out, questions=questions, frames=frames, allow_refused=1, **settings
+            )
+            files = [(out / name).read_text() for name in ("studies.jsonl", "questions.jsonl", "references.jsonl")]
+            found.append((report, files, sorted(path.name for path in (out / "images").iterdir())))
+    assert found[:2] == found[2:]
+    assert [len(images) for _, _, images in found[:2]] == [5, 5]
+    assert [report.rows_refused for report, _, _ in found] == [1, 1, 1, 1]

@@ -29,6 +29,14 @@ AllowRefusedOption = Annotated[
         "--allow-refused", metavar="N", help="Exit with 0 if at most N rows are bad; good rows are always kept."
     ),
 ]
+FurtherImagesOption = Annotated[
+    Literal["keep", "drop", "join"],
+    typer.Option(
+        "--further-images",
+        help="Second and later images of a question: keep them apart, which rounds refuse; drop them; or join all side"
+        " by side in one picture.",
+    ),
+]
 DataOutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Data-set folder that is written.")]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random choices.")]
 
@@ -122,10 +130,9 @@ def parse_frames(text: str) -> int | Literal["all"]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DicomArguments(IngestArguments):
-    """DICOM files."""
+class DicomSettings(IngestArguments):
+    """What DICOM files take, wherever they come from."""
 
-    source: Annotated[Path, typer.Argument(help="Folder of DICOM files, at any depth, or a DICOMDIR.")]
     split: Annotated[Literal["given", "patient-disjoint"], typer.Option("--split", help=GivenSplitHelp)] = "given"
     frames: Annotated[
         Any,
@@ -152,6 +159,82 @@ class DicomArguments(IngestArguments):
             help="File with the secret from which patient keys are derived; created on first use.",
         ),
     ] = Path("~/.config/clincot/patient-salt")
+    burned_in: Annotated[
+        Literal["off", "warn", "refuse"],
+        typer.Option(
+            "--burned-in",
+            help="Search pixels for text: not at all; report it (warn, if the extra ocr is installed); or refuse such"
+            " files and those whose header states burned-in annotations.",
+        ),
+    ] = "warn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomArguments(DicomSettings):
+    """DICOM files."""
+
+    source: Annotated[Path, typer.Argument(help="Folder of DICOM files, at any depth, or a DICOMDIR.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomWebArguments(DicomSettings):
+    """Which images of an archive, and how it is reached."""
+
+    url: Annotated[
+        str, typer.Argument(help="Root of the DICOMweb service, such as https://pacs.example/dicom-web, without a key.")
+    ]
+    study: Annotated[list[str], typer.Option("--study", metavar="UID", help="Take this study; may be repeated.")] = (
+        field(default_factory=list)
+    )
+    series: Annotated[list[str], typer.Option("--series", metavar="UID", help="Take this series; may be repeated.")] = (
+        field(default_factory=list)
+    )
+    query: Annotated[
+        list[str],
+        typer.Option(
+            "--query",
+            metavar="ATTRIBUTE=VALUE",
+            help="Take the studies that match, such as StudyDate=20240101-20241231; may be repeated, all must match.",
+        ),
+    ] = field(default_factory=list)
+    modality: Annotated[
+        list[str],
+        typer.Option("--modality", metavar="CODE", help="Take only series of this modality, such as CR; repeatable."),
+    ] = field(default_factory=list)
+    token_env: Annotated[
+        str, typer.Option("--token-env", metavar="NAME", help="Environment variable with a bearer token.")
+    ] = ""
+    basic_env: Annotated[
+        str, typer.Option("--basic-env", metavar="NAME", help="Environment variable with USER:PASSWORD.")
+    ] = ""
+    ca_file: Annotated[
+        Path | None,
+        typer.Option("--ca-file", metavar="PEM", help="Certificates of the authority that the archive's is signed by."),
+    ] = None
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="Longest wait for the archive to send something.")
+    ] = 60.0
+    page_size: Annotated[
+        int, typer.Option("--page-size", metavar="N", min=1, help="Results that a page of a search asks for.")
+    ] = 200
+    connections: Annotated[
+        int, typer.Option("--connections", metavar="N", min=1, help="Instances that are retrieved at a time.")
+    ] = 4
+    max_instances: Annotated[
+        int, typer.Option("--max-instances", metavar="N", min=1, help="Refuse a selection with more instances.")
+    ] = 10_000
+    max_gib: Annotated[
+        float, typer.Option("--max-gib", metavar="SIZE", help="Stop when this many GiB have been retrieved.")
+    ] = 100.0
+    files: Annotated[
+        Path | None,
+        typer.Option(
+            "--files",
+            metavar="DIR",
+            help="Keep the retrieved files, which contain patients' identities, in this folder (default: they are"
+            " removed when the data set is complete).",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +247,7 @@ class JsonlArguments(IngestArguments):
     split: Annotated[Literal["given", "by-row", "patient-disjoint"], typer.Option("--split", help=GivenSplitHelp)] = (
         "given"
     )
+    further_images: FurtherImagesOption = "keep"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,17 +279,22 @@ class HubArguments(IngestArguments):
         Literal["given", "by-row", "patient-disjoint"] | None,
         typer.Option("--split", help="How train and test are separated (default: as the source does, if it does)."),
     ] = None
-    further_images: Annotated[
-        Literal["keep", "drop"],
-        typer.Option("--further-images", help="Whether to keep the second and later images of a question."),
-    ] = "keep"
+    further_images: FurtherImagesOption = "keep"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxesArguments(IngestArguments):
     """Boxes of findings."""
 
-    source: Annotated[Path, typer.Argument(help="Table of VinDr-CXR or MS-CXR (CSV), with its images next to it.")]
+    source: Annotated[
+        Path, typer.Argument(help="Folder of VinDr-CXR or MS-CXR as released, or one of their tables (CSV).")
+    ]
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images", metavar="DIR", help="Folder of the images, such as MIMIC-CXR-JPG's (default: in SOURCE)."
+        ),
+    ] = None
     absent: Annotated[
         int, typer.Option("--absent", metavar="N", help="Questions about absent findings for each image of VinDr-CXR.")
     ] = 1
@@ -242,6 +331,34 @@ def ingest_dicom(args: DicomArguments) -> int:
     return _run_ingest(dicom.ingest_dicom, replace(args, salt_file=args.salt_file.expanduser()))
 
 
+def ingest_dicomweb(args: DicomWebArguments) -> int:
+    """Ingest images from an archive over DICOMweb, with pseudonyms in place of patient ids."""
+    from clincot.clients.dicomweb import DicomWebAccess, read_auth_header
+    from clincot.datasets.dicom import DicomPlan
+    from clincot.datasets.dicomweb_ingest import ArchiveSelection, ingest_dicomweb
+
+    access = DicomWebAccess(
+        args.url,
+        auth_header=read_auth_header(token_env=args.token_env, basic_env=args.basic_env),
+        ca_file=args.ca_file,
+        timeout_s=args.timeout,
+        page_size=args.page_size,
+        connections=args.connections,
+    )
+    query = [item.partition("=") for item in args.query]
+    selection = ArchiveSelection(
+        studies=args.study,
+        series=args.series,
+        query=[(name, value) for name, _, value in query],
+        modalities=args.modality,
+        max_instances=args.max_instances,
+        max_bytes=int(args.max_gib * 2**30),
+    )
+    settings = {one.name: getattr(args, one.name) for one in fields(DicomPlan)}
+    plan = DicomPlan(**settings | {"salt_file": args.salt_file.expanduser()})
+    return _print_report("ingest", lambda: ingest_dicomweb(access, args.out, selection, plan, files=args.files))
+
+
 def ingest_jsonl(args: JsonlArguments) -> int:
     """Ingest questions from a file of JSON lines."""
     from clincot.datasets import jsonl_vqa
@@ -269,6 +386,7 @@ INGEST_FORMATS: dict[str, tuple[Callable[[Any], int], type[Any]]] = {
     "slake": (ingest_slake, SlakeArguments),
     "iu-xray": (ingest_iu_xray, IuXrayArguments),
     "dicom": (ingest_dicom, DicomArguments),
+    "dicomweb": (ingest_dicomweb, DicomWebArguments),
     "jsonl": (ingest_jsonl, JsonlArguments),
     "hf": (ingest_hf, HubArguments),
     "boxes": (ingest_boxes, BoxesArguments),

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from PIL import Image
+from pydicom.datadict import tag_for_keyword
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
@@ -49,7 +50,7 @@ from clincot.text import format_count
 
 SOFT_TISSUE_WINDOW = (40.0, 400.0)  # centre and width in Hounsfield units
 _SILENCE = threading.RLock()
-_NON_IMAGE_MODALITIES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID")
+NON_IMAGE_MODALITIES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID")
 _MODALITIES = {
     "CR": "x-ray",
     "DX": "x-ray",
@@ -106,6 +107,7 @@ _DAMAGED_FILE_ERRORS = (
 )
 
 _PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PIXEL_TAGS = tuple(int(tag_for_keyword(name) or 0) for name in _PIXEL_ELEMENTS)
 PixelValues = npt.NDArray[Any]
 _META_START = 128 + 4 + 12  # preamble, "DICM" and the element with the length of the file meta information
 _ROWS = 256  # of an image that are computed at once
@@ -141,7 +143,7 @@ def render_dicom(
 
     `salt`: key of the hashes. `frame`: the number of the frame, from 1; None: the file must have one only.
     """
-    with _silence_pydicom():
+    with silence_pydicom():
         header = _read_dataset(path, limits)
         try:
             frames = _check_image(header, limits)
@@ -154,9 +156,7 @@ def render_dicom(
             return RenderedDicom(
                 image=image,
                 patient=_hash_patient(header, salt),
-                source_id="dicom-"
-                + _hash_parts(salt, "instance", str(header.get("SOPInstanceUID", path)))
-                + f"-{number}" * (frames > 1),
+                source_id=_name_frame(header, path, salt, number if frames > 1 else None),
                 modality=_describe_modality(header),
                 burned_in=_read_code(header, "BurnedInAnnotation"),
                 recognizable=_read_code(header, "RecognizableVisualFeatures") == "YES",
@@ -173,11 +173,11 @@ def render_dicom(
 
 
 def measure_dicom(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
-    """Width and height of the picture as the header states them, without decoding. Raises UnusableDicom."""
-    with _silence_pydicom():
-        header = _read_dataset(path, limits)
+    """Width and height of the picture as the header states them, without reading pixels. Raises UnusableDicom."""
+    with silence_pydicom():
+        header, has_pixels = _read_header(path, limits)
         try:
-            _check_image(header, limits)
+            _check_image(header, limits, has_pixels=has_pixels)
             return int(header.Columns), int(header.Rows)
         except UnusableDicom:
             raise
@@ -187,13 +187,52 @@ def measure_dicom(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int
 
 def count_frames(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> int:
     """Number of frames that the header states; 1 for a file that is no usable image, which rendering refuses."""
-    with _silence_pydicom():
+    with silence_pydicom():
         try:
-            return _check_image(_read_dataset(path, limits), limits)
+            header, has_pixels = _read_header(path, limits)
+            return _check_image(header, limits, has_pixels=has_pixels)
         except UnusableDicom:
             return 1
         except _DAMAGED_FILE_ERRORS:
             return 1
+
+
+def read_instance_uid(path: Path) -> str:
+    """The UID of the instance in a file, as its file meta information states it. Raises UnusableDicom."""
+    with silence_pydicom(), _refuse_unreadable(path, ImageLimits()):
+        return str(pydicom.filereader.read_file_meta_info(path).get("MediaStorageSOPInstanceUID", ""))
+
+
+@dataclass(frozen=True)
+class DicomInstance:
+    """A file as its header names it: its own UID, and the source ids of its pictures in a data set, frame by frame."""
+
+    uid: str
+    source_ids: tuple[str, ...]
+
+
+def identify_instance(path: Path, salt: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> DicomInstance:
+    """Read which pictures of a data set come from a file, without reading pixels. Raises UnusableDicom.
+
+    `salt`: the key with which the data set was ingested.
+    """
+    with silence_pydicom():
+        header, has_pixels = _read_header(path, limits)
+        try:
+            frames = _check_image(header, limits, has_pixels=has_pixels)
+            numbers = range(1, frames + 1) if frames > 1 else (None,)
+            names = tuple(_name_frame(header, path, salt, number) for number in numbers)
+            return DicomInstance(str(header.get("SOPInstanceUID", "")), names)
+        except UnusableDicom:
+            raise
+        except _DAMAGED_FILE_ERRORS as error:
+            raise UnusableDicom(f"the header contradicts itself ({type(error).__name__})") from None
+
+
+def _name_frame(header: pydicom.Dataset, path: Path, salt: bytes, number: int | None) -> str:
+    """The source id of a picture: a keyed hash of the file's UID, and the frame if the file has several."""
+    name = "dicom-" + _hash_parts(salt, "instance", str(header.get("SOPInstanceUID", path)))
+    return name if number is None else f"{name}-{number}"
 
 
 def read_dicomdir(path: Path) -> list[str]:
@@ -201,7 +240,7 @@ def read_dicomdir(path: Path) -> list[str]:
 
     Names on media are in capitals and often are not on the copy; a file is found whatever the case of its name.
     """
-    with _silence_pydicom():
+    with silence_pydicom():
         try:
             index = pydicom.dcmread(path)
             if index.file_meta.MediaStorageSOPClassUID != MediaStorageDirectoryStorage:
@@ -237,7 +276,7 @@ def _find_on_disk(folder: Path, pieces: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def _silence_pydicom() -> Iterator[None]:
+def silence_pydicom() -> Iterator[None]:
     """Suppress pydicom's messages; one thread at a time, because both switches belong to the whole process."""
     logger = logging.getLogger("pydicom")
     with _SILENCE:
@@ -251,12 +290,33 @@ def _silence_pydicom() -> Iterator[None]:
 
 
 def _read_dataset(path: Path, limits: ImageLimits) -> pydicom.Dataset:
+    """Read a whole file. Raises UnusableDicom."""
+    with _refuse_unreadable(path, limits):
+        return pydicom.dcmread(path)
+
+
+def _read_header(path: Path, limits: ImageLimits) -> tuple[pydicom.Dataset, bool]:
+    """Read the elements before the pixels, and whether there are any. Raises UnusableDicom."""
+    reached: list[int] = []
+
+    def reaches_pixels(tag: int, vr: str | None, length: int) -> bool:
+        if tag in _PIXEL_TAGS:
+            reached.append(tag)
+        return bool(reached)
+
+    with _refuse_unreadable(path, limits), path.open("rb") as file:
+        return pydicom.filereader.read_partial(file, stop_when=reaches_pixels), bool(reached)
+
+
+@contextlib.contextmanager
+def _refuse_unreadable(path: Path, limits: ImageLimits) -> Iterator[None]:
+    """Check the size of a file, and turn what reading it raises into UnusableDicom."""
     try:
         size = path.stat().st_size
         if size > limits.max_bytes:
             raise UnusableDicom(f"expected at most {limits.max_bytes} bytes, got {size}. Export single images")
         _check_inflated_size(path, limits)
-        return pydicom.dcmread(path)
+        yield
     except UnusableDicom:
         raise
     except InvalidDicomError:
@@ -292,13 +352,18 @@ def _check_inflated_size(path: Path, limits: ImageLimits) -> None:
                 break  # cut off; pydicom says so
 
 
-def _check_image(header: pydicom.Dataset, limits: ImageLimits) -> int:
-    """Check that a file has a picture that can be decoded, and return its number of frames."""
+def _check_image(header: pydicom.Dataset, limits: ImageLimits, *, has_pixels: bool | None = None) -> int:
+    """Check that a file has a picture that can be decoded, and return its number of frames.
+
+    `has_pixels`: whether the file has pixels; None: whether `header` has them.
+    """
+    if has_pixels is None:
+        has_pixels = any(name in header for name in _PIXEL_ELEMENTS)
     meta = getattr(header, "file_meta", None)
     if meta is not None and meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise NotAnImage("an index of other files (DICOMDIR)")
     modality = _read_code(header, "Modality")
-    if modality in _NON_IMAGE_MODALITIES or not any(name in header for name in _PIXEL_ELEMENTS):
+    if modality in NON_IMAGE_MODALITIES or not has_pixels:
         raise UnusableDicom(f"it contains no image (modality {_redact_code(modality)}). Remove it from the folder")
     frames = int(header.get("NumberOfFrames", 1) or 1)
     rows, columns = int(header.Rows), int(header.Columns)

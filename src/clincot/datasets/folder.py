@@ -48,7 +48,7 @@ def iter_single_image(questions: Iterable[Question]) -> Iterator[Question]:
             raise SeveralImages(
                 f"question {question.id} ({question.source_id}) is about {len(question.others) + 1}"
                 f" images (further ones: {roles}), and rounds and benchmarks show one. Ingest the data with"
-                " --further-images drop, or leave such questions out"
+                " --further-images join, which shows all side by side, or --further-images drop"
             )
         yield question
 

@@ -31,6 +31,7 @@ from clincot.datasets.ingest.index import IngestIndex
 from clincot.datasets.ingest.ingest_report import IngestReport, IngestTally, InvalidRow
 from clincot.datasets.ingest.output_folder import check_output_folder
 from clincot.datasets.ingest.row_pipeline import (
+    FurtherImages,
     ParsedRow,
     RowPlan,
     RowSplit,
@@ -63,7 +64,7 @@ def ingest_hf(  # noqa: PLR0913 (one keyword per command-line option)
     where: Sequence[str] = (),
     modality: str = "",
     split: RowSplit | None = None,
-    further_images: Literal["keep", "drop"] = "keep",
+    further_images: FurtherImages = "keep",
     allow_refused: int = 0,
     test_share: float = 0.2,
     seed: int = 0,
@@ -73,7 +74,7 @@ def ingest_hf(  # noqa: PLR0913 (one keyword per command-line option)
 
     `column`: FIELD=COLUMN settings that replace guesses. `where`: COLUMN=VALUE settings; other rows are left out.
     `modality`: that of all images if no column states it. `split`: as in RowPlan; None is "by-row" if the tables or
-    their rows name splits, else "given". `further_images`: whether the second and later images of a row are kept.
+    their rows name splits, else "given". `further_images`: as in RowPlan.
 
     Raises InvalidRecord if there is no table, a table is damaged or its columns are not understood; TooManyRefused if
     more rows are refused than `allow_refused`; the other rows have been written by then.
@@ -96,7 +97,15 @@ def ingest_hf(  # noqa: PLR0913 (one keyword per command-line option)
             source=source,
             out=out,
             tally=IngestTally(allow_refused),
-            plan=RowPlan(split, test_share, seed, salt="hf", link_images=True, workers=workers),
+            plan=RowPlan(
+                split,
+                test_share,
+                seed,
+                salt="hf",
+                link_images=True,
+                further_images=further_images,
+                workers=workers,
+            ),
             published=read_attribution(tree),
             list_notes=reader.list_notes,
         )

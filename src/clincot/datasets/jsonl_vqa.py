@@ -37,6 +37,7 @@ from clincot.datasets.ingest.index import IngestIndex
 from clincot.datasets.ingest.ingest_report import IngestReport, IngestTally, InvalidRow
 from clincot.datasets.ingest.output_folder import check_output_folder
 from clincot.datasets.ingest.row_pipeline import (
+    FurtherImages,
     ParsedRow,
     RowPlan,
     RowSplit,
@@ -147,6 +148,7 @@ def ingest_jsonl(  # noqa: PLR0913 (one keyword per command-line option)
     out: Path,
     *,
     split: RowSplit = "given",
+    further_images: FurtherImages = "keep",
     allow_refused: int = 0,
     test_share: float = 0.2,
     seed: int = 0,
@@ -169,7 +171,15 @@ def ingest_jsonl(  # noqa: PLR0913 (one keyword per command-line option)
         raise InvalidRecord(f"{source}: expected a JSONL file, but the file does not exist")
     check_json_lines(source)
     check_output_folder(out, source)
-    plan = RowPlan(split, test_share, seed, link_images=link_images, limits=limits, workers=workers)
+    plan = RowPlan(
+        split,
+        test_share,
+        seed,
+        link_images=link_images,
+        further_images=further_images,
+        limits=limits,
+        workers=workers,
+    )
     return ingest_rows(partial(_read_rows, source), source=source, out=out, tally=IngestTally(allow_refused), plan=plan)
 
 

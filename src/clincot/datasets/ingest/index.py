@@ -21,6 +21,7 @@ _TABLES = """
     CREATE TABLE answers (question BLOB PRIMARY KEY, answer BLOB, location TEXT) WITHOUT ROWID;
     CREATE TABLE studies (sha256 TEXT, folder TEXT, modality TEXT, patient TEXT, split TEXT, location TEXT,
         PRIMARY KEY (sha256, folder)) WITHOUT ROWID;
+    CREATE TABLE frames (name TEXT PRIMARY KEY, content TEXT) WITHOUT ROWID;
 """
 _DISK_ERRNOS = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
 
@@ -84,6 +85,15 @@ class IngestIndex:
             *others, near = astuple(facts)
             values = (None, *others, f"{near:016x}")  # as text: SQLite's integers are signed
         self._db.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", (str(path), *values))
+
+    def find_frame(self, name: str) -> str | None:
+        """Return what was remembered of a frame of a DICOM file, or None."""
+        row = self._db.execute("SELECT content FROM frames WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def remember_frame(self, name: str, content: str) -> None:
+        """Store what a later row needs of a rendered frame; the first content stays."""
+        self._db.execute("INSERT OR IGNORE INTO frames VALUES (?, ?)", (name, content))
 
     def register_id(self, digest: bytes, location: str) -> str:
         """Return the location of the first row with this id, which may be this row."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from clincot.datasets.ingest.image_pool import ImageInspector, WorkerPool
 from clincot.datasets.ingest.index import IngestIndex
@@ -34,11 +35,14 @@ from clincot.datasets.ingest.writer import (
     open_dataset_folder,
     read_studies,
 )
+from clincot.datasets.joined_views import join_question
 from clincot.datasets.splits import assign_split
 from clincot.images import DEFAULT_LIMITS, ImageLimits
 from clincot.jsonl import InvalidRecord
 from clincot.records import Study
 
+T = TypeVar("T")
+FurtherImages = Literal["keep", "drop", "join"]
 RowSplit = Literal["given", "by-row", "patient-disjoint"]
 BATCH_SIZE = 512  # rows parsed at a time, so that their images can be decoded in parallel
 
@@ -60,7 +64,8 @@ class RowPlan:
     name, such as out/train. "patient-disjoint" writes out/train and out/test and ignores the rows' own split: all
     images of a patient are in one of them, and an image without a patient counts as a patient of its own. `test_share`
     (expected share of patients in test), `seed` and `salt` (of the hash that assigns them) apply to this split only.
-    `link_images`: hard-link images where the file system can, otherwise copy them.
+    `link_images`: hard-link images where the file system can, otherwise copy them. `further_images`: what becomes of
+    the second and later images of a question: "join" shows all side by side in one picture, which rounds can use.
     """
 
     split: RowSplit = "given"
@@ -68,6 +73,7 @@ class RowPlan:
     seed: int = 0
     salt: str = "jsonl"
     link_images: bool = False
+    further_images: FurtherImages = "keep"
     limits: ImageLimits = DEFAULT_LIMITS
     workers: int | None = None
 
@@ -96,7 +102,8 @@ def ingest_rows(
                 return stack.enter_context(open_dataset_folder(out / name, images, index, link_images=plan.link_images))
 
             router = _FolderRouter(plan, images, open_folder)
-            for batch in iter_batches(read_rows(index), BATCH_SIZE):
+            adapt = stack.enter_context(_open_image_adapter(plan.further_images, out))
+            for batch in iter_batches(map(adapt, read_rows(index)), BATCH_SIZE):
                 images.inspect_all(_list_images(batch))
                 for row in batch:
                     if isinstance(row.content, InvalidRow):
@@ -120,6 +127,35 @@ def ingest_rows(
             leaks=find_pairwise_leakage(_list_splits(out, plan.split, names), index),
             notes=tuple(list_notes()),
         )
+
+
+@contextlib.contextmanager
+def _open_image_adapter(further: FurtherImages, out: Path) -> Iterator[Callable[[ParsedRow], ParsedRow]]:
+    """Yield what turns a row about several images into one about the images that are wanted.
+
+    Joined pictures are in a folder below `out` until the block ends; the dataset folder has links or copies by then.
+    """
+    if further != "join":
+        yield lambda row: _drop_others(row) if further == "drop" else row
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".joined-", suffix=".partial", dir=out) as folder:
+        yield partial(_join_others, folder=Path(folder))
+
+
+def _drop_others(row: ParsedRow) -> ParsedRow:
+    if isinstance(row.content, InvalidRow):
+        return row
+    return replace(row, content=replace(row.content, others=()))
+
+
+def _join_others(row: ParsedRow, folder: Path) -> ParsedRow:
+    if isinstance(row.content, InvalidRow):
+        return row
+    try:
+        return replace(row, content=join_question(row.content, folder))
+    except InvalidRow as error:
+        return replace(row, content=error)
 
 
 def _list_images(rows: Iterable[ParsedRow]) -> Iterator[Path]:
@@ -181,7 +217,7 @@ def _rank_split(split: str) -> tuple[bool, bool, str]:
     return (split.lower().startswith("test"), not split.lower().startswith("train"), split)
 
 
-def iter_batches(rows: Iterator[ParsedRow], size: int) -> Iterator[list[ParsedRow]]:
+def iter_batches(rows: Iterator[T], size: int) -> Iterator[list[T]]:
     """Yield the rows in lists of at most `size`."""
     while batch := list(islice(rows, size)):
         yield batch
