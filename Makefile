@@ -20,7 +20,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo check docs docs-reference promtool test test-fast test-vllm test-clients test-label-studio test-dicomweb test-families test-tracking test-faults lint results ablations small-models vqa-rad bench bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart recipes clean
+.PHONY: help setup demo check docs docs-reference promtool test test-fast test-vllm test-clients test-label-studio test-dicomweb test-families test-tracking test-faults lint results ablations small-models vqa-rad bench bench-render gpu-check bench-serving attack soak bench-judges bench-gate bench-ingest bench-processes bench-version bench-pipeline bench-kills pipelines test-image e2e-kind lint-workflows manifests locks release-dry-run fuzz-chart recipes clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -193,8 +193,14 @@ attack: $(FULL)  ## attack the server under the chart's memory limit, beside 16 
 soak: $(FULL)  ## ask the server about 2,000 pictures for ten minutes with 16 clients (SOAK=seconds): errors and memory
 	$(BIN)/python -m benchmarks.serving_soak --seconds $(or $(SOAK),600)
 
-bench: $(READY)  ## measure the renderer in images per second
+bench: $(FULL)  ## measure generation, judging, training and growth with the data (about 15 minutes; PARTS="judging")
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed $(if $(PARTS),--only $(PARTS))
+
+bench-render: $(READY)  ## measure the renderer in images per second
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.render_rate
+
+gpu-check: $(FULL) $(FAMILIES)/.ready  ## run 7B-shaped random models through every step that needs a GPU (SHAPE=tiny: on a processor)
+	$(FAMILIES)/bin/python -m benchmarks.gpu_check --shape $(or $(SHAPE),7b)
 
 bench-judges: $(READY)  ## measure what an endpoint's 503s, 429s and hanging requests cost a panel in time and scores (2 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.judge_faults

@@ -29,7 +29,8 @@ from scipy.optimize import nnls
 from clincot.config import FrozenConfig, Params, TrainConfig, find_recipe, resolve_path
 from clincot.models.features import clear_feature_caches
 from clincot.models.load import load_judge, load_policy
-from clincot.models.vlm import VisionLanguageModel, WorkCount
+from clincot.models.vlm import VisionLanguageModel
+from clincot.models.work_count import WorkCount
 from clincot.planning.assumptions import Assumptions
 from clincot.planning.cost_plan import CostPlan, PlanRequest, PlanRow, make_plan
 from clincot.planning.gpu_table import Gpu

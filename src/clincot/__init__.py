@@ -7,7 +7,6 @@ first use, so that `import clincot` itself stays fast.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
         Study,
     )
     from clincot.rounds import Plan, run_rounds
+
+    __version__: str
 
 __all__ = [
     "BenchmarkReport",
@@ -58,11 +59,6 @@ __all__ = [
     "run_rounds",
 ]
 
-try:
-    __version__ = version("clincot")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
-
 _MODULES = {
     "Box": "geometry",
     "Params": "config",
@@ -74,11 +70,23 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use (PEP 562)."""
+    if name == "__version__":
+        globals()[name] = _read_version()
+        return globals()[name]
     if name not in __all__:
         raise AttributeError(f"module 'clincot' has no attribute {name!r}")
     value: object = getattr(import_module(f"clincot.{_MODULES.get(name, 'records')}"), name)
     globals()[name] = value
     return value
+
+
+def _read_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("clincot")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -82,6 +82,16 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
         yield record
 
 
+def read_models(path: Path, kind: type[M]) -> Iterator[M]:
+    """Stream the lines of a file that have no ids. Raises InvalidRecord, naming file and line, for an invalid line."""
+    for number, line in _iter_lines(path):
+        try:
+            yield kind.model_validate_json(line)
+        except ValidationError as error:
+            problem = format_validation_error(error)
+            raise InvalidRecord(f"{path}:{number}: not a {kind.__name__}: {problem}") from None
+
+
 def parse_record(line: str, kind: type[R], *, where: str) -> R:
     """Parse one line as a record. Raises InvalidRecord, whose message begins with `where`."""
     try:

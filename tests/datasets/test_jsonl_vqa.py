@@ -17,6 +17,7 @@ from clincot.datasets.folder import SeveralImages, StudyIndex, load_questions, l
 from clincot.datasets.ingest.ingest_report import IngestReport, TooManyRefused
 from clincot.datasets.ingest.row_pipeline import RowSplit as Split
 from clincot.datasets.jsonl_vqa import ingest_jsonl
+from clincot.datasets.near_duplicates import hash_image_file, read_image_hashes
 from clincot.errors import InvalidInput
 from clincot.evaluation.read_benchmark import read_benchmark
 from clincot.geometry import box_from_pixels
@@ -174,6 +175,9 @@ def test_questions_of_one_image_share_a_study(source: Path, tmp_path: Path) -> N
     assert (report.rows_kept, report.images) == (4, 2)
     assert [counts.studies for counts in report.folders] == [2]
     assert len(list((tmp_path / "out" / "images").iterdir())) == 2
+    studies = StudyIndex(tmp_path / "out")
+    hashes = {study.sha256: hash_image_file(studies.resolve_image_path(study.id)) for study in studies.values()}
+    assert read_image_hashes(tmp_path / "out") == hashes  # kept, so that `decide` opens no image again
 
 
 def test_images_may_be_linked(source: Path, tmp_path: Path) -> None:

@@ -26,7 +26,12 @@ from prometheus_client.metrics import Counter, Histogram, MetricWrapperBase
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from benchmarks.generation import render_ways
+from benchmarks.scaling import render_scaling
+from benchmarks.speed import PARTS, read_figures
+from benchmarks.training import render_training
 from clincot import records
+from clincot.cli.all_commands import render_command_table
 from clincot.cli.app import main as run_command
 from clincot.cli.reference import render_cli_reference
 from clincot.config import FrozenConfig, Params, load_params
@@ -498,10 +503,27 @@ def render_plan_guide() -> str:
     return f"{before}{_PLAN_MARKS[0]}\n{block}\n{_PLAN_MARKS[1]}{after}"
 
 
+_SPEED_MARKS = ("<!-- generated: the tables of benchmarks/speed.json -->", "<!-- end of the generated part -->")
+
+
+def render_speed_page() -> str:
+    """The page about speed with the tables of the last `make bench`."""
+    text = (DOCS / "speed.md").read_text(encoding="utf-8")
+    before, rest = text.split(_SPEED_MARKS[0])
+    after = rest.split(_SPEED_MARKS[1])[1]
+    figures = read_figures()
+    tables = {"generation": render_ways, "judging": render_ways, "training": render_training, "scaling": render_scaling}
+    blocks = [f"## {part.capitalize()}\n\n{tables[part](figures[part]).rstrip()}" for part in PARTS if part in figures]
+    return "\n\n".join([f"{before}{_SPEED_MARKS[0]}", *blocks, f"{_SPEED_MARKS[1]}{after}"])
+
+
+# The table of commands is no page, but it is generated and compared like one.
 PAGES: dict[str, Callable[[], str]] = {
+    "../src/clincot/cli/command_table.json": render_command_table,
     "concepts/records.md": render_records_page,
     "guides/plan.md": render_plan_guide,
     "kubeflow/graph.md": partial(render_graph_page, REGENERATE),
+    "speed.md": render_speed_page,
     "reference/cli.md": render_cli_page,
     "reference/params.md": render_params_reference,
     "reference/artifacts.md": render_artifacts_reference,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from clincot.models.shared_prefixes import UNSHARED_FAMILIES
 from tests.support.families import FAMILIES, Family
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,21 @@ Training has its own setting, `train.dtype`.
 """
 
 
+SHARING = """\
+## What is computed once
+
+In all of these families a picture or crop goes through the vision encoder once, and its features are kept for every
+conversation that shows it (256 MB on a processor, 5 % of a GPU's memory). The common beginnings of the prompts of a
+stage (system text, pictures, question, region) are computed once too, and every region, candidate and finding continues
+from them; see [Speed](../speed.md). Exceptions, whose conversations are computed as a whole:
+
+{exceptions}
+
+The same holds for a language model with sliding windows other than Gemma 3 and Mistral, and for attention that takes no
+mask, such as `flash_attention_2`.
+"""
+
+
 class Check(NamedTuple):
     """A test that runs once for each family."""
 
@@ -72,7 +88,9 @@ def render_page() -> str:
     """The page as it should be."""
     rows = "\n".join(_render_row(family) for family in FAMILIES)
     header = "| family | medical models | copied in shape | end tokens | needs |\n| --- | --- | --- | --- | --- |"
-    return "\n".join([HEAD, f"{header}\n{rows}\n", SOURCE, _render_checks(), PRECISION])
+    exceptions = "\n".join(f"- {name}: {reason}." for name, reason in UNSHARED_FAMILIES.items())
+    sharing = SHARING.format(exceptions=exceptions)
+    return "\n".join([HEAD, f"{header}\n{rows}\n", SOURCE, _render_checks(), sharing, PRECISION])
 
 
 def _render_row(family: Family) -> str:

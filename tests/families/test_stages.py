@@ -77,19 +77,24 @@ def writing(policy: VisionLanguageModel, ids: list[int]) -> Iterator[None]:
     """While active, the policy writes these tokens and then the last of them again and again."""
     position = 0
 
-    def force(_module: object, _args: object, kwargs: dict[str, Any], output: Any) -> Any:
+    def count(_module: object, _args: object, kwargs: dict[str, Any]) -> None:
         nonlocal position
         position = 0 if kwargs["input_ids"].shape[1] > 1 else position + 1  # the first forward pass reads the prompt
-        logits = torch.zeros_like(output.logits)
-        logits[..., ids[min(position, len(ids) - 1)]] = 100.0
-        output.logits = logits
-        return output
 
-    handle = policy.model.register_forward_hook(force, with_kwargs=True)
+    def force(_module: object, _args: object, output: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros_like(output)
+        logits[..., ids[min(position, len(ids) - 1)]] = 100.0
+        return logits
+
+    handles = [
+        policy.model.model.register_forward_pre_hook(count, with_kwargs=True),
+        policy.model.get_output_embeddings().register_forward_hook(force),
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def test_every_question_gets_regions(out: Path, data: Path) -> None:

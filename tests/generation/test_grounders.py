@@ -62,6 +62,31 @@ def test_windows_find_the_bright_square(tmp_path: Path) -> None:
     assert {g.confidence for g in others} == {0.0}
 
 
+def test_a_few_looks_go_from_coarse_to_fine(tmp_path: Path) -> None:
+    """Sides .5 and .25 at stride 1: four tiles and the window between them, then the smaller windows in the likeliest.
+
+    The square is 32 px = .25 of the film, on the corner (96, 0) px, in the upper right tile only. Its four quarters are
+    among the seven that come next, so 12 of 21 windows find it as all of them do.
+    """
+    study, square = film(tmp_path, "a.png", 96, 0)
+    policy = BrightPolicy()
+    grounder = WindowGrounder(policy, sides=[0.25, 0.5], stride=1.0, looks=12)
+    ((best, *others),) = ground(grounder, study, tmp_path, [ask(study)], [["nodule", "normal"]])
+    assert best.box == square
+    assert 1 + len(others) == 12
+    corners = [(box.x0, box.y0) for box in grounder.levels[0]]
+    assert corners == [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5), (0.25, 0.25)]
+    assert len(WindowGrounder(policy, sides=[0.25, 0.5], stride=1.0).boxes) == 16 + 4
+
+
+def test_fewer_looks_than_coarse_windows_are_coarse_windows(tmp_path: Path) -> None:
+    study, _ = film(tmp_path, "a.png", 96, 0)
+    grounder = WindowGrounder(BrightPolicy(), sides=[0.25, 0.5], stride=1.0, looks=3)
+    (found,) = ground(grounder, study, tmp_path, [ask(study)], [["nodule"]])
+    assert len(found) == 3
+    assert {box.x1 - box.x0 for box in (region.box for region in found)} == {0.5}
+
+
 def test_a_finding_that_two_questions_share_is_asked_once(tmp_path: Path) -> None:
     study, _ = film(tmp_path, "a.png", 0, 0)
     policy = BrightPolicy()

@@ -1,4 +1,4 @@
-"""Another family through the generic path: Llava, whose pictures go through its processor's pixels every time."""
+"""Another family: Llava, whose pictures have no frames, so that it is trained on pixels and has no relevance maps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model(llava: Path) -> VisionLanguageModel:
 def test_llava_answers_and_judges(model: VisionLanguageModel, shown: list[Study], films: Path) -> None:
     asked = [chain_prompt(s, films, model.views, [ChainStep("Is there a nodule?", LEFT, False)]) for s in shown[:3]]
     asked.append(finding_prompt(shown[0], films, model.views, finding="a nodule", box=LEFT))  # fewer pictures
-    assert not model.shares_features
+    assert not model.has_frames
     replies = model.generate(asked, max_new_tokens=4, temperature=1.0, seeds=[1, 2, 3, 4])
     alone = [model.generate([c], max_new_tokens=4, temperature=1.0, seeds=[s])[0] for s, c in enumerate(asked, start=1)]
     assert [r.text for r in replies] == [r.text for r in alone]

@@ -178,7 +178,7 @@ def test_shared_features_and_plain_pixels_say_the_same(
 ) -> None:
     asked = openings(small, shown, films)
     plain = VisionLanguageModel(small_dir)
-    plain.shares_features = False
+    plain.shares_features, plain.unshared_reason = False, "compared"
     assert small.shares_features
     assert small.p_yes(asked) == pytest.approx(plain.p_yes(asked), abs=1e-5)
     said = [with_answer(c, "upper yes") for c in asked]
@@ -424,7 +424,7 @@ def test_features_are_those_of_the_processor_that_asks(
     asked = [chain_prompt(shown[0], films, small.views, [ChainStep(QUESTION, WHOLE_IMAGE, False)])]
     first = small.p_yes(asked)
     plain = VisionLanguageModel(folder)
-    plain.shares_features = False
+    plain.shares_features, plain.unshared_reason = False, "compared"
     other = VisionLanguageModel(folder)
     assert other.p_yes(asked) == pytest.approx(plain.p_yes(asked), abs=1e-5)
     assert other.p_yes(asked) != first

@@ -18,7 +18,8 @@ import pytest
 from clincot.config import FrozenConfig, Params, find_recipe, resolve_path
 from clincot.models.features import clear_feature_caches
 from clincot.models.load import load_judge, load_policy, unload_models
-from clincot.models.vlm import VisionLanguageModel, WorkCount
+from clincot.models.vlm import VisionLanguageModel
+from clincot.models.work_count import WorkCount
 from clincot.planning.cost_plan import CostPlan, PlanRequest, make_plan
 from clincot.planning.gpu_table import DEFAULT_GPU, read_gpus
 from clincot.planning.prompt_counters import EncodedPrompts
@@ -125,12 +126,8 @@ class StageCounter:
         for name, model in self.models.items():
             after, was = model.work, before[name]
             if after.requests > was.requests:
-                self.work[stage, name] = WorkCount(
-                    after.requests - was.requests,
-                    after.prompt_tokens - was.prompt_tokens,
-                    after.new_tokens - was.new_tokens,
-                    after.encodes - was.encodes,
-                )
+                done = {name: value - getattr(was, name) for name, value in vars(after).items()}
+                self.work[stage, name] = WorkCount(**done)
 
 
 STAGES = [
@@ -155,9 +152,11 @@ def compare(plan: CostPlan, real: RealRound) -> dict[str, float]:
 
 def test_the_plan_of_a_round_is_what_its_models_count(rounds: Rounds) -> None:
     ratios = compare(rounds.plan_first(rounds.first.folder), rounds.first)
-    assert len(ratios) == 3 * 4 + 2 * 3  # judges generate nothing
-    for name in ("new_tokens", "encodes"):
+    assert len(ratios) == 3 * 6 + 2 * 4  # judges generate nothing
+    for name in ("new_tokens", "encodes", "decode_tokens"):
         assert ratios.pop(f"evaluate policy {name}") == pytest.approx(1.0, abs=0.05)
+    for judge in ("judge-a", "judge-b"):  # the answers of a region agree more often than those that the plan draws
+        assert 1.0 <= ratios.pop(f"judge {judge} prefill_tokens") < 1.15
     assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=0.02)
 
 
@@ -165,7 +164,7 @@ def test_another_round_plans_this_one(rounds: Rounds) -> None:
     """Some 35 questions give the habits of as many others: requests and prompts within 5 %, the rest within 10 %."""
     ratios = compare(rounds.plan_first(rounds.second.folder), rounds.first)
     for name, ratio in ratios.items():
-        near = 0.05 if name.endswith(("requests", "prompt_tokens")) else 0.1
+        near = 0.05 if name.endswith(("requests", "prompt_tokens")) else 0.15 if name.startswith("judge") else 0.1
         assert ratio == pytest.approx(1.0, abs=near), name
 
 

@@ -15,7 +15,7 @@ from clincot.planning.plan_text import render_plan
 from clincot.planning.sampled_data import DataSize
 from clincot.training.distributed import ProcessGroup
 
-MODEL = "models/llava-1.5-7b"  # 576 image tokens for every picture, and no shared features
+MODEL = "models/llava-1.5-7b"  # 576 image tokens for every picture
 ASSUMED = Assumptions(findings_per_question=1.0)
 
 
@@ -51,9 +51,22 @@ def test_every_candidate_is_answered_and_judged_once() -> None:
     assert find_row(made, "answer").calls.requests == 120
     assert find_row(made, "judge").calls.requests == 120
     assert made.counts.candidates == 120
-    # LLaVA encodes image and crop of every conversation
-    assert find_row(made, "answer").calls.encodes == 240
-    assert find_row(made, "answer").calls.image_tokens == 240 * 576
+    # each of 10 images, each of them as a crop, and 2 crops for each question, once
+    assert find_row(made, "answer").calls.encodes == 10 + 10 + 80
+    assert find_row(made, "answer").calls.image_tokens == 100 * 576
+
+
+def test_common_beginnings_are_counted_once() -> None:
+    """An image and its question stand before 3 regions: they are computed once for each of 40 questions.
+
+    All prompts begin with an image of 576 tokens and go on with a crop of as many, so what is left is at least the 120
+    crops and 10 images (a tree of 8,192 tokens has no room for all questions of an image), and at most the 120 crops,
+    40 images and all words.
+    """
+    calls = find_row(plan({}), "answer").calls
+    words = calls.prompt_tokens - 240 * 576
+    assert (120 + 10) * 576 < calls.prefill_tokens < (120 + 40) * 576 + words
+    assert calls.prefill_tokens <= calls.padded_tokens
 
 
 def test_answers_are_counted_at_their_longest() -> None:
@@ -70,7 +83,7 @@ def test_windows_look_once_for_each_image_and_finding() -> None:
     """Sides .25 and .5 at a stride of .75 are 5 x 5 and 3 x 3 windows; every question names a finding of its own."""
     looks = find_row(plan({"propose": {"grounders": {"windows": 2}}}), "propose").calls
     assert looks.requests == 40 * 34
-    assert looks.encodes == 40 * 34
+    assert looks.encodes == 10 * 34  # the questions of an image look at the same windows
 
 
 def test_written_regions_may_be_lost() -> None:

@@ -10,9 +10,10 @@ from PIL import Image
 
 from clincot.config import DecideConfig
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.datasets.near_duplicates import IMAGE_HASHES, format_hash_line, hash_image_file
 from clincot.datasets.vqa_rad import ingest_vqa_rad
 from clincot.evaluation.benchmark import Benchmark
-from clincot.jsonl import hash_files, read_records, write_records
+from clincot.jsonl import InvalidRecord, hash_files, read_records, write_records
 from clincot.promotion.leakage import find_calibration_leakage, find_leakage
 from clincot.records import GateFinding, Study
 from tests.support import tiny
@@ -100,3 +101,22 @@ def test_vqa_rads_leak_is_found_in_its_official_split(tmp_path: Path) -> None:
     ingest_vqa_rad(REAL, tmp_path / "disjoint", split="image-disjoint")
     disjoint = found(tmp_path / "disjoint" / "test", tmp_path / "disjoint" / "train")
     assert [finding.severity for finding in disjoint.values()] == ["ok", "ok", "ok"]
+
+
+def test_kept_hashes_are_read_instead_of_images(sets: tuple[Path, Path]) -> None:
+    """The training images' files are gone; the kept hashes say that one looks like the benchmark's first."""
+    benchmark, data = sets
+    studies = list(read_records(data / "studies.jsonl", Study))
+    hashes = [hash_image_file(data / study.image) for study in studies]
+    hashes[1] = hash_image_file(benchmark / "images" / "0.png")
+    lines = [format_hash_line(study.sha256, value) for study, value in zip(studies, hashes, strict=True)]
+    (data / IMAGE_HASHES).write_text("".join(lines))
+    shutil.rmtree(data / "images")
+    assert found(benchmark, data)[NEAR].value == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_a_bad_line_of_kept_hashes_is_named(sets: tuple[Path, Path]) -> None:
+    benchmark, data = sets
+    (data / IMAGE_HASHES).write_text('{"sha256": "' + "a" * 64 + '", "hash": "12"}\n')
+    with pytest.raises(InvalidRecord, match=r"image_hashes\.jsonl:1: not a ImageHash: hash"):
+        found(benchmark, data)

@@ -188,7 +188,7 @@ IDEFICS3 = (
 # --- parts of models
 
 
-def _llama_config(tokenizer: Any, kind: str = "llama", **changes: Any) -> dict[str, Any]:
+def get_text_config(tokenizer: Any, kind: str = "llama", **changes: Any) -> dict[str, Any]:
     return {
         "model_type": kind,
         "vocab_size": len(tokenizer) + 8,
@@ -206,7 +206,7 @@ def _llama_config(tokenizer: Any, kind: str = "llama", **changes: Any) -> dict[s
     }
 
 
-def _clip_config(image_size: int = 32, patch_size: int = 8) -> dict[str, Any]:
+def get_clip_config(image_size: int = 32, patch_size: int = 8) -> dict[str, Any]:
     return {
         "model_type": "clip_vision_model",
         "hidden_size": 32,
@@ -219,7 +219,7 @@ def _clip_config(image_size: int = 32, patch_size: int = 8) -> dict[str, Any]:
 
 
 def _siglip_config(image_size: int = 32, patch_size: int = 8, **changes: Any) -> dict[str, Any]:
-    return {**_clip_config(image_size, patch_size), "model_type": "siglip_vision_model", **changes}
+    return {**get_clip_config(image_size, patch_size), "model_type": "siglip_vision_model", **changes}
 
 
 def _save(folder: Path, model_class: Any, config: Any, processor: Any, end_ids: list[int]) -> None:
@@ -253,8 +253,8 @@ def _build_llava(folder: Path, *, backbone: str, template: str) -> None:
 
     tokenizer = build_qwen_tokenizer("<image>") if backbone == "qwen2" else build_llama_tokenizer("<image>")
     config = LlavaConfig(
-        vision_config=_clip_config(),
-        text_config=_llama_config(tokenizer, backbone),
+        vision_config=get_clip_config(),
+        text_config=get_text_config(tokenizer, backbone),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2,
     )
@@ -290,8 +290,8 @@ def build_llava_next(folder: Path) -> None:
     tokenizer = build_llama_tokenizer("<image>")
     pinpoints = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
     config = LlavaNextConfig(
-        vision_config=_clip_config(),
-        text_config=_llama_config(tokenizer, "mistral"),
+        vision_config=get_clip_config(),
+        text_config=get_text_config(tokenizer, "mistral"),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=pinpoints,
         vision_feature_layer=-2,
@@ -323,7 +323,7 @@ def build_llava_onevision(folder: Path) -> None:
     pinpoints = [[32, 32], [32, 64], [64, 32], [64, 64]]
     config = LlavaOnevisionConfig(
         vision_config=_siglip_config(vision_use_head=False),
-        text_config=_llama_config(tokenizer, "qwen2"),
+        text_config=get_text_config(tokenizer, "qwen2"),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=pinpoints,
@@ -344,7 +344,7 @@ def build_llava_onevision(folder: Path) -> None:
 QWEN_WORDS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
-def _qwen_ids(tokenizer: Any) -> dict[str, int]:
+def get_qwen_ids(tokenizer: Any) -> dict[str, int]:
     start, end, image, video = _ids(tokenizer, *QWEN_WORDS)
     return {
         "vision_start_token_id": start,
@@ -356,14 +356,15 @@ def _qwen_ids(tokenizer: Any) -> dict[str, int]:
 
 def _qwen_text(tokenizer: Any, kind: str, **changes: Any) -> dict[str, Any]:
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0, **changes}
-    return _llama_config(tokenizer, kind, rope_parameters=rope)
+    return get_text_config(tokenizer, kind, rope_parameters=rope)
 
 
-def _qwen_processors(patch_size: int) -> tuple[Any, Any]:
+def build_qwen_processors(patch_size: int, *, most_patches: int = 12 * 4) -> tuple[Any, Any]:
+    """Image and video processor. most_patches: of an image, of which four become one token."""
     from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     side = patch_size * 2
-    size = {"shortest_edge": side * side * 2, "longest_edge": side * side * 12}
+    size = {"shortest_edge": side * side * 2, "longest_edge": patch_size * patch_size * most_patches}
     options = {"patch_size": patch_size, "temporal_patch_size": 2, "merge_size": 2, "size": size}
     return Qwen2VLImageProcessor(**options), Qwen2VLVideoProcessor(**options)
 
@@ -375,9 +376,9 @@ def build_qwen2_vl(folder: Path) -> None:
     config = Qwen2VLConfig(
         vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 8, "mlp_ratio": 2},
         text_config=_qwen_text(tokenizer, "qwen2_vl_text"),
-        **_qwen_ids(tokenizer),
+        **get_qwen_ids(tokenizer),
     )
-    image, video = _qwen_processors(8)
+    image, video = build_qwen_processors(8)
     processor = Qwen2VLProcessor(image, tokenizer, video, chat_template=QWEN_VL)
     _save(folder, Qwen2VLForConditionalGeneration, config, processor, _ids(tokenizer, "<|im_end|>", "<|endoftext|>"))
 
@@ -397,9 +398,9 @@ def build_qwen2_5_vl(folder: Path) -> None:
         "window_size": 32,
     }
     config = Qwen2_5_VLConfig(
-        vision_config=vision, text_config=_qwen_text(tokenizer, "qwen2_5_vl_text"), **_qwen_ids(tokenizer)
+        vision_config=vision, text_config=_qwen_text(tokenizer, "qwen2_5_vl_text"), **get_qwen_ids(tokenizer)
     )
-    image, video = _qwen_processors(8)
+    image, video = build_qwen_processors(8)
     processor = Qwen2_5_VLProcessor(image, tokenizer, video, chat_template=QWEN_VL)
     _save(folder, Qwen2_5_VLForConditionalGeneration, config, processor, _ids(tokenizer, "<|im_end|>", "<|endoftext|>"))
 
@@ -421,9 +422,9 @@ def build_qwen3_vl(folder: Path) -> None:
     config = Qwen3VLConfig(
         vision_config=vision,
         text_config=_qwen_text(tokenizer, "qwen3_vl_text", mrope_interleaved=True),
-        **_qwen_ids(tokenizer),
+        **get_qwen_ids(tokenizer),
     )
-    image, _ = _qwen_processors(8)
+    image, _ = build_qwen_processors(8)
     video = Qwen3VLVideoProcessor(patch_size=8, temporal_patch_size=2, merge_size=2)
     processor = Qwen3VLProcessor(image, tokenizer, video, chat_template=QWEN3_VL)
     _save(folder, Qwen3VLForConditionalGeneration, config, processor, _ids(tokenizer, "<|im_end|>", "<|endoftext|>"))
@@ -465,7 +466,7 @@ def build_internvl(folder: Path) -> None:
     }
     config = InternVLConfig(
         vision_config=vision,
-        text_config=_llama_config(tokenizer, "qwen2"),
+        text_config=get_text_config(tokenizer, "qwen2"),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
     )
@@ -505,7 +506,7 @@ def build_gemma3(folder: Path) -> None:
     config = Gemma3Config(
         vision_config=_siglip_config(vision_use_head=False),
         # The last token sees a picture only in a layer without a window; published checkpoints have one in six.
-        text_config=_llama_config(
+        text_config=get_text_config(
             tokenizer,
             "gemma3_text",
             sliding_window=16,
@@ -533,7 +534,7 @@ def build_paligemma(folder: Path) -> None:
     processor = PaliGemmaProcessor(images, tokenizer)
     config = PaliGemmaConfig(
         vision_config=_siglip_config(vision_use_head=False, projection_dim=32),
-        text_config=_llama_config(tokenizer, "gemma", vocab_size=len(tokenizer) + 8),
+        text_config=get_text_config(tokenizer, "gemma", vocab_size=len(tokenizer) + 8),
         image_token_index=processor.image_token_id,
         projection_dim=32,
         hidden_size=32,
@@ -561,7 +562,7 @@ def build_idefics3(folder: Path) -> None:
             "image_size": 32,
             "patch_size": 8,
         },
-        text_config=_llama_config(tokenizer),
+        text_config=get_text_config(tokenizer),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
@@ -605,7 +606,7 @@ def build_smolvlm(folder: Path) -> None:
             "image_size": 32,
             "patch_size": 8,
         },
-        text_config=_llama_config(tokenizer),
+        text_config=get_text_config(tokenizer),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from clincot.datasets.folder import StudyIndex, load_questions, load_references
+from clincot.datasets.near_duplicates import hash_image_file, read_image_hashes
 from clincot.datasets.reports import REPORTS_FILE
 from clincot.synthetic import anatomy
 from clincot.synthetic.anatomy import AnatomyUnavailable, fetch_anatomy, prepare_warp
@@ -362,6 +363,8 @@ def test_a_built_folder_is_read_back_whole(warps: Path, tmp_path: Path) -> None:
         assert (image.mode, image.size) == ("L", (256, 256))
     rows = [json.loads(line) for line in (folder / REPORTS_FILE).read_text().splitlines()]
     assert [row["study"] for row in rows] == list(studies)
+    hashes = read_image_hashes(folder)
+    assert hashes == {s.sha256: hash_image_file(studies.resolve_image_path(s.id)) for s in studies.values()}
     assert "answer" not in json.loads((folder / "questions.jsonl").read_text().splitlines()[0])
 
     here, there = (

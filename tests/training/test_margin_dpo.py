@@ -10,22 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
-from trl import DPOConfig, DPOTrainer
 
 from clincot.config import TrainConfig
 from clincot.errors import InvalidInput
-from clincot.models.encoding import read_picture
-from clincot.models.vlm import VisionLanguageModel, load_checkpoint
+from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import Conversation, PromptFormat, collect_views, load_prompt_format
 from clincot.records import Study
 from clincot.training.checkpoint_writer import NonFiniteError, get_partial_folder
 from clincot.training.margin import margin_logits
 from clincot.training.margin_dpo import MarginDPOTrainer, train_on_pairs
 from clincot.training.rows import TrainingRow
-from clincot.training.trained_parts import build_lora_config, freeze_modules
+from tests.support.stock_dpo import train_stock_dpo
 from tests.support.training_builders import differing_crops, shared_images
 
 pytestmark = pytest.mark.slow
@@ -40,58 +37,6 @@ def _log(checkpoint: Path) -> list[dict[str, float]]:
 
 def _bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def _messages(conversation: Conversation) -> list[dict[str, Any]]:
-    return [
-        {
-            "role": turn.role,
-            "content": [*({"type": "image"} for _ in turn.pictures), {"type": "text", "text": turn.text}],
-        }
-        for turn in conversation
-    ]
-
-
-def _stock_losses(rows: list[TrainingRow], policy_dir: Path, config: TrainConfig, folder: Path) -> list[float]:
-    """TRL's own DPOTrainer with its own collator on the same pairs, one loss a step."""
-    model, processor = load_checkpoint(str(policy_dir))
-    freeze_modules(model, vision=config.freeze_vision, projector=not config.train_projector)
-    data = [
-        {
-            "images": [read_picture(p) for p in collect_views(row.chosen)],
-            "prompt": _messages(row.chosen[:-1]),
-            "chosen": _messages(row.chosen[-1:]),
-            "rejected": _messages(row.rejected[-1:]),
-        }
-        for row in rows
-    ]
-    trainer = DPOTrainer(
-        model=model,
-        args=DPOConfig(
-            output_dir=str(folder),
-            beta=config.beta,
-            learning_rate=config.lr,
-            lr_scheduler_type="cosine",
-            bf16=False,
-            num_train_epochs=config.epochs,
-            per_device_train_batch_size=config.batch_size,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            seed=config.seed,
-            data_seed=config.seed,
-            max_length=None,
-            logging_steps=1,
-            max_grad_norm=config.max_grad_norm,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        train_dataset=Dataset.from_list(data),
-        processing_class=processor,
-        peft_config=build_lora_config(model, config) if config.lora_r else None,
-    )
-    trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +57,7 @@ def test_lambda_zero_is_stock_dpo(
     config = TrainConfig(**PLAIN | {"batch_size": 2, "epochs": 1} | changes)
     train_on_pairs(rows, policy_dir, tmp_path / "ours", config, progress=False)
     ours = [entry["loss"] for entry in _log(tmp_path / "ours")]
-    stock = _stock_losses(rows, policy_dir, config, tmp_path / "stock")
+    stock = train_stock_dpo(rows, policy_dir, config, tmp_path / "stock")
     assert len(ours) == 5
     assert ours == pytest.approx(stock, abs=1e-6)
     assert abs(ours[-1] - math.log(2)) > 1e-3  # and something was learned

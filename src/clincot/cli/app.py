@@ -16,34 +16,30 @@ from typing import Annotated, Any
 
 import typer
 
-from clincot import __version__
-from clincot.cli.compare_command import add_compare_command
-from clincot.cli.convert_commands import add_convert_commands
-from clincot.cli.data_commands import add_data_commands
-from clincot.cli.deploy_commands import add_deploy_commands
-from clincot.cli.doctor_command import add_doctor_command
-from clincot.cli.export_commands import add_export_commands
-from clincot.cli.framework import Commands, Invocation, build_group, parse_command_line
-from clincot.cli.model_commands import add_model_commands
-from clincot.cli.pipeline_commands import add_pipeline_commands
-from clincot.cli.plan_command import add_plan_command
-from clincot.cli.registry_commands import add_registry_commands
-from clincot.cli.review_commands import add_review_commands
-from clincot.cli.round_commands import add_round_commands
-from clincot.cli.serve_command import add_serve_command
-from clincot.cli.stage_commands import add_stage_commands
-from clincot.cli.store_commands import add_store_commands
-from clincot.cli.version_commands import add_version_commands
+from clincot.cli.all_commands import build_lazy_commands
+from clincot.cli.framework import Invocation, build_group, parse_command_line
 from clincot.errors import UserError
-from clincot.processes import heed_sigterm
-from clincot.stages.catalog import STAGES
-from clincot.waiting import WAIT_ENV, ServiceWaiting, use_waiting
 
 PROGRAM = "clincot"
 # Somebody waits for the answer of a short command, and its address may be mistyped. These commands work for hours, so
 # they wait as long as the tasks of a pipeline.
 LONG_COMMANDS = frozenset(
-    {stage.name for stage in STAGES if stage.name != "preflight"} | {"rounds", "compare", "serve", "deploy"}
+    {
+        "prepare",
+        "propose",
+        "answer",
+        "judge",
+        "pair",
+        "version",
+        "train",
+        "evaluate",
+        "decide",
+        "publish",
+        "rounds",
+        "compare",
+        "serve",
+        "deploy",
+    }
 )
 COMMAND_WAIT_S = 30.0
 BROKEN_PIPE_CODE = 141  # what a shell reports for a program that SIGPIPE ended: 128 + 13
@@ -66,6 +62,8 @@ A first round (without --recipe, a command reads ./params.yaml if it exists):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. Raises SystemExit after --help and after wrong usage."""
     invocation = parse(argv)
+    from clincot.processes import heed_sigterm  # not needed for the help, which is to be quick
+
     try:
         with _limit_waiting(invocation.command), heed_sigterm():
             code = invocation.run()
@@ -81,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def _limit_waiting(command: str) -> Iterator[None]:
     """Let short commands wait only COMMAND_WAIT_S for a service that is away, unless the environment sets a budget."""
+    from clincot.waiting import WAIT_ENV, ServiceWaiting, use_waiting
+
     if command in LONG_COMMANDS or os.environ.get(WAIT_ENV):
         yield
         return
@@ -113,28 +113,13 @@ def parse(argv: Sequence[str] | None = None) -> Invocation:
 @cache
 def get_command() -> Any:
     """The tree of commands, in the order of `clincot --help`."""
-    commands = Commands()
-    add_stage_commands(commands)
-    add_round_commands(commands)
-    add_compare_command(commands)
-    add_plan_command(commands)
-    add_data_commands(commands)
-    add_export_commands(commands)
-    add_version_commands(commands)
-    add_review_commands(commands)
-    add_model_commands(commands)
-    add_convert_commands(commands)
-    add_doctor_command(commands)
-    add_registry_commands(commands)
-    add_serve_command(commands)
-    add_deploy_commands(commands)
-    add_store_commands(commands)
-    add_pipeline_commands(commands)
-    return build_group(commands, ABOUT, epilog=GUIDE, callback=_program, completion=True)
+    return build_group(build_lazy_commands(), ABOUT, epilog=GUIDE, callback=_program, completion=True)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from clincot import __version__
+
         print(f"{PROGRAM} {__version__}")
         raise typer.Exit
 

@@ -135,6 +135,12 @@ class ProposeConfig(FrozenConfig):
     window_stride: float = Field(
         default=0.75, gt=0, le=1, description="Step between windows, as a share of their side."
     )
+    window_looks: int = Field(
+        default=0,
+        ge=0,
+        exclude_if=lambda looks: looks == 0,  # records of versions without this field keep their digests
+        description="Most windows asked about for a finding, coarse to fine, which costs hits; 0: all of them.",
+    )
     merge_iou: Share = Field(default=0.7, description="Regions of a question that overlap more (IoU) are merged.")
     temperature: float = Field(
         default=1.0, ge=0, description="Sampling temperature of regions that the policy writes [UV-CoT: 0.7]."

@@ -6,6 +6,8 @@
     FOLDER/reports.jsonl      only if the source has reports: one {"study", "text"} per line. A report on several
                               images also has "studies", one per image in the source's order, and "study" is the
                               first of them, so that every report occurs once (clincot.datasets.reports)
+    FOLDER/image_hashes.jsonl the perceptual hash of every image, for the search for near-duplicates; not in folders of
+                              older versions
     FOLDER/images/            the files that Study.image names, relative to FOLDER
 
 If the source has images only, the files of questions and references are empty. Questions are streamed, and studies

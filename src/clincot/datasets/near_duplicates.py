@@ -14,17 +14,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 from scipy.fft import dctn
 
+from clincot.fields import FrozenModel, Sha256
 from clincot.images import open_image
+from clincot.jsonl import read_models
 
+IMAGE_HASHES = "image_hashes.jsonl"  # of a data set's folder; hashing 100,000 films again takes over an hour
 MAX_DISTANCE_BITS = 6  # out of 64
 _THUMBNAIL, _FREQUENCIES = 32, 8
 _BLOCK_SIZE = 1 << 22  # hashes compared at a time: 32 MB of differences
+
+
+class ImageHash(FrozenModel):
+    """A line of IMAGE_HASHES: an image file's sha256 and its perceptual hash in hexadecimal digits."""
+
+    sha256: Sha256
+    hash: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+
+def format_hash_line(sha256: str, value: int) -> str:
+    """A line of IMAGE_HASHES."""
+    return ImageHash(sha256=sha256, hash=f"{value:016x}").model_dump_json() + "\n"
+
+
+def read_image_hashes(folder: Path) -> dict[str, int]:
+    """{sha256 of an image file: perceptual hash} of a data set; {} if an older version wrote it without them.
+
+    Raises InvalidRecord naming the first bad line.
+    """
+    path = folder / IMAGE_HASHES
+    if not path.is_file():
+        return {}
+    return {line.sha256: int(line.hash, 16) for line in read_models(path, ImageHash)}
 
 
 class NearPair(NamedTuple):

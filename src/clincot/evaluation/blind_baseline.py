@@ -66,11 +66,12 @@ class BlindBaseline:
 
     def iter_outcomes(self, benchmark: Benchmark) -> Iterator[Outcome]:
         """Answer a benchmark and score the answers like a policy's, in the arm "blind"; hit and IoU stay None."""
+        policy = self.digest  # of all answers, so it is computed once
         for question in benchmark.questions.values():
             reference, answer = benchmark.references[question.id], self.answer_question(question)
             yield Outcome(
                 question=question.id,
-                policy=self.digest,
+                policy=policy,
                 arm=BLIND_ARM,
                 box=WHOLE_IMAGE,
                 answer=answer,

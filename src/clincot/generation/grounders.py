@@ -14,6 +14,7 @@ The HTTP grounder is in http_grounder.py. The oracle needs the answer key, so it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -57,30 +58,64 @@ def derive_seed(*parts: object) -> int:
 
 
 class WindowGrounder:
-    """Sliding windows at several scales; the confidence is the policy's P(yes) for the hypothesis in the window."""
+    """Sliding windows at several scales; the confidence is the policy's P(yes) for the hypothesis in the window.
+
+    looks: with 0, every window is asked about. Otherwise at most so many for each image and finding, coarse to fine:
+    tiles of the largest side and the windows between them, then windows of the next smaller side, ordered by the sum of
+    P(yes) of the windows so far that contain their centres.
+
+    Fewer looks cost hits. Measured with the shipped policy on 150 findings in films of development patients: the
+    likeliest of all 34 windows (sides .25 and .5) shows the finding in .67, that of 18 looks in .63, of 14 in .55 and
+    of 10 in .44 (.49 with all nine windows of side .5 first): in a large window the policy overlooks a nodule.
+    """
 
     name = "windows"
 
-    def __init__(self, policy: Policy, *, sides: Sequence[float], stride: float) -> None:
+    def __init__(self, policy: Policy, *, sides: Sequence[float], stride: float, looks: int = 0) -> None:
         self.policy = policy
+        self.looks = looks
         self.boxes: list[Box] = []
         for side in sides:
             self.boxes += list_windows(side, stride)
+        # the windows of each level of the search; with 0 looks there is one level
+        self.levels = [self.boxes]
+        if looks:
+            largest, *smaller = sorted(set(sides), reverse=True)
+            self.levels = [list_coarse_windows(largest), *(list_windows(side, stride) for side in smaller)]
 
     def ground(self, queries: Sequence[GroundingQuery], folder: Path) -> list[list[GroundedRegion]]:
-        """Every window of every hypothesis, best first; windows without a readable P(yes) are left out."""
-        windows: list[tuple[Study, str, Box]] = []
-        for study, finding in _list_findings(queries):
-            windows += [(study, finding, box) for box in self.boxes]
-        prompts = [
-            finding_prompt(study, folder, self.policy.views, finding=finding, box=box)
-            for study, finding, box in windows
-        ]
+        """The windows of every hypothesis, best first; windows without a readable P(yes) are left out.
+
+        Questions of one image that look for the same finding share its windows.
+        """
+        findings = _list_findings(queries)
         regions: dict[tuple[str, str], list[GroundedRegion]] = {}
-        for (study, finding, box), p_yes in zip(windows, self.policy.p_yes(prompts), strict=True):
-            if p_yes is not None:
-                regions.setdefault((study.id, finding), []).append(GroundedRegion(finding, box, p_yes))
+        asked = dict.fromkeys([(study.id, finding) for study, finding in findings], 0)
+        for level in self.levels:
+            windows: list[tuple[Study, str, Box]] = []
+            for study, finding in findings:
+                key = (study.id, finding)
+                boxes = self._choose_windows(level, regions.get(key, ()), asked[key])
+                windows += [(study, finding, box) for box in boxes]
+                asked[key] += len(boxes)
+            prompts = [
+                finding_prompt(study, folder, self.policy.views, finding=finding, box=box)
+                for study, finding, box in windows
+            ]
+            for (study, finding, box), p_yes in zip(windows, self.policy.p_yes(prompts), strict=True):
+                if p_yes is not None:
+                    regions.setdefault((study.id, finding), []).append(GroundedRegion(finding, box, p_yes))
         return [_rank_regions(query, regions) for query in queries]
+
+    def _choose_windows(self, level: Sequence[Box], known: Sequence[GroundedRegion], asked: int) -> list[Box]:
+        """The windows of a level to ask about, after `asked` larger ones of which `known` have a P(yes)."""
+        if not self.looks:
+            return list(level)
+
+        def sum_evidence(box: Box) -> float:
+            return sum(region.confidence for region in known if _contains_center(region.box, box))
+
+        return sorted(level, key=lambda box: (-sum_evidence(box), box.xyxy))[: max(0, self.looks - asked)]
 
 
 class RelevanceGrounder:
@@ -250,6 +285,19 @@ def list_windows(side: float, stride: float) -> list[Box]:
     for y in corners:
         windows += [box_from_xyxy((x, y, min(x + side, 1.0), min(y + side, 1.0))) for x in corners]
     return windows
+
+
+def list_coarse_windows(side: float) -> list[Box]:
+    """Squares of one side that touch without overlapping, and one over each point where four of them meet."""
+    tiles = list_windows(side, 1.0)
+    corners = sorted({box.x0 for box in tiles})
+    middles = [round((a + b) / 2, 2) for a, b in pairwise(corners)]
+    return tiles + [box_from_xyxy((x, y, x + side, y + side)) for y, x in product(middles, middles)]
+
+
+def _contains_center(outer: Box, inner: Box) -> bool:
+    x, y = inner.center
+    return outer.x0 <= x <= outer.x1 and outer.y0 <= y <= outer.y1
 
 
 def _compute_probability(token_logprobs: Sequence[float]) -> float:

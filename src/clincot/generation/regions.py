@@ -30,7 +30,7 @@ def build_grounder(name: str, config: ProposeConfig, policy: Policy, count: int)
     Raises ValueError for an unknown name, and InvalidInput for a relevance grounder whose policy has no gradients.
     """
     if name == "windows":
-        return WindowGrounder(policy, sides=config.window_sides, stride=config.window_stride)
+        return WindowGrounder(policy, sides=config.window_sides, stride=config.window_stride, looks=config.window_looks)
     if name == "relevance":
         if not has_gradients(policy):
             raise InvalidInput(

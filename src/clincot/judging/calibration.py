@@ -15,10 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
-from scipy.optimize import minimize
 from scipy.special import expit
-from sklearn.isotonic import isotonic_regression
-from sklearn.metrics import roc_auc_score
 
 from clincot.errors import InvalidInput
 from clincot.fields import FiniteFloat, FrozenModel, NonEmptyStr, UnitFloat
@@ -134,6 +131,8 @@ def measure_reliability(p_N: Floats, y_N: Floats) -> Reliability:
 
     ECE = sum_b n_b/N |mean p in b - share right in b| over equal-width bins b (Guo et al. 2017, eq. 5).
     """
+    from sklearn.metrics import roc_auc_score  # a second to import, which only a fit needs
+
     bin_N = np.minimum((p_N * _ECE_BINS).astype(np.int64), _ECE_BINS - 1)
     surplus = np.bincount(bin_N, weights=p_N - y_N, minlength=_ECE_BINS)  # per bin: n_b * (mean p - share right)
     return Reliability(
@@ -191,6 +190,8 @@ def _compute_platt_targets(y_N: Floats) -> Floats:
 
 def _fit_platt(p_N: Floats, y_N: Floats) -> dict[str, Any]:
     """Maximum likelihood of sigmoid(slope * logit(p) + intercept) against Platt's targets."""
+    from scipy.optimize import minimize
+
     if p_N.min() == p_N.max():
         return {"slope": 0.0, "intercept": 0.0}  # refused by the caller
     logit_N, target_N = _compute_logit(p_N), _compute_platt_targets(y_N)
@@ -218,6 +219,8 @@ def _fit_isotonic(p_N: Floats, y_N: Floats) -> dict[str, Any]:
     lines between the knots. That curve is flat outside the outermost knots; mixing in the raw score with the weight of
     one sample, 1/(N + 1), keeps it strictly increasing there as well without claiming more than the samples support.
     """
+    from sklearn.isotonic import isotonic_regression
+
     score_U, unique_N, count_U = np.unique(p_N, return_inverse=True, return_counts=True)
     target_U = np.bincount(unique_N, weights=_compute_platt_targets(y_N)) / count_U
     fitted_U = np.asarray(isotonic_regression(target_U, sample_weight=count_U))

@@ -141,6 +141,21 @@ class ConversationEncoder:
         texts = tuple(one.texts[0] for one in encoded)
         return EncodedPictures(texts, concatenate_pictures([one.tensors for one in encoded]))
 
+    def encode_separately(self, pictures: Sequence[ImageView]) -> list[Tensors]:
+        """The tensors of each picture as the only one of a conversation; nothing is kept.
+
+        Pictures of one size are processed in one call: for a tiny model the calls would cost more than the tower.
+        """
+        images = [read_picture(picture) for picture in pictures]
+        if not self._one_frame or () not in self._picture_texts or len({image.size for image in images}) > 1:
+            return [self._pictures((picture,)).tensors for picture in pictures]
+        out = _select_tensors(self.processor.image_processor([images], return_tensors="pt"))
+        return [{name: tensor[:, at : at + 1] for name, tensor in out.items()} for at in range(len(images))]
+
+    def encode_together(self, pictures: Sequence[ImageView]) -> EncodedPictures:
+        """All pictures of one conversation, in one call of the processor; nothing is kept."""
+        return self._process_pictures(tuple(pictures))
+
     def stack_pictures(self, pictures: Sequence[Sequence[ImageView]]) -> Tensors:
         """The image tensors of a batch, given the pictures of each conversation; {} where none has a picture."""
         return batch_pictures([self.encode_pictures(of_one).tensors for of_one in pictures if of_one])

@@ -1,19 +1,24 @@
-"""Load policies and judges from a folder, a hub name or an endpoint's URL."""
+"""Load policies and judges from a folder, a hub name or an endpoint's URL.
+
+torch and transformers are imported with the first model of this process: a panel of endpoints needs neither.
+"""
 
 from __future__ import annotations
 
 import gc
+import sys
 from functools import lru_cache
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from clincot.config import JudgeSpec
 from clincot.models.checkpoint import UnsupportedCheckpoint, check_no_adapter
 from clincot.models.endpoint import build_endpoint_judge
 from clincot.models.precision import choose_device, choose_dtype
 from clincot.models.protocols import Judge
-from clincot.models.vlm import VisionLanguageModel
+
+if TYPE_CHECKING:
+    from clincot.models.vlm import VisionLanguageModel
 
 
 def load_policy(path: Path | str, *, dtype: str = "auto") -> VisionLanguageModel:
@@ -70,7 +75,9 @@ def check_checkpoint_exists(path: str, *, what: str) -> None:
 def unload_models() -> None:
     """Unload all models, so that training or a server can use the memory."""
     _load_model.cache_clear()
-    if choose_device() == "cuda":
+    if "torch" in sys.modules and choose_device() == "cuda":
+        import torch
+
         gc.collect()
         torch.cuda.empty_cache()  # torch would keep the memory for itself
 
@@ -83,4 +90,6 @@ def _load_in_process(path: str, name: str, dtype: str) -> VisionLanguageModel:
 
 @lru_cache(maxsize=4)
 def _load_model(path: str, name: str, device: str, dtype: str) -> VisionLanguageModel:
+    from clincot.models.vlm import VisionLanguageModel
+
     return VisionLanguageModel(path, name=name, device=device, dtype=dtype)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 from typing import get_args
 
-import torch
-
 from clincot.config.sections import InferenceDtype
 from clincot.errors import InvalidInput
 
@@ -18,6 +16,8 @@ DTYPE_ENV = "CLINCOT_DTYPE"
 
 
 def choose_device() -> str:
+    import torch  # 3 s, which a stage whose models are endpoints does not spend
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -33,6 +33,8 @@ def choose_dtype(dtype: str, device: str) -> str:
         raise InvalidInput(f"{source}: expected one of {', '.join(get_args(InferenceDtype))}")
     if chosen != "auto":
         return chosen
+    import torch
+
     # without emulation: before Ampere a GPU has no bfloat16 units, and torch computes in float32 and rounds
     on_gpu = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if on_gpu else "float32"

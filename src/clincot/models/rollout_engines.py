@@ -2,7 +2,8 @@
 
 `transformers` loads them into this process (load.py). `vllm` starts a server for each, and `url` takes the policy from
 an endpoint. A server stays for the following stages of this process if they need the same checkpoints; it is stopped
-before other models are loaded, before training (`free_models`), and at the end of the process.
+before other models are loaded, before training (`free_models`), and at the end of the process. What needs torch is
+imported with the first model that does: a panel of endpoints has none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from clincot.models.load import load_judge, load_policy, unload_models
 from clincot.models.precision import choose_device, choose_dtype
 from clincot.models.protocols import Judge, Policy
 from clincot.models.reply_log import ReplyLog
-from clincot.models.served_checkpoint import ServedCheckpoint, get_served_name
 from clincot.models.vllm_server import CacheUse, VllmServer, find_served_weights, start_vllm
 from clincot.records import hash_json
 
@@ -54,6 +54,8 @@ def open_policy(
     server = None
     if engine.kind == "vllm":
         (server,) = _ensure_servers([checkpoint], engine.vllm, dtype)
+    from clincot.models.served_checkpoint import ServedCheckpoint
+
     replies = ReplyLog(log, build_progress_key(config, inputs))
     if len(replies):
         _log.warning("%s: %d replies of an interrupted run are used", log, len(replies))
@@ -80,6 +82,8 @@ def open_judges(specs: Sequence[JudgeSpec], engine: EngineConfig, *, dtype: str)
                 f"judge {spec.name!r}: models.engine vllm needs a checkpoint folder, got {spec.path!r}; download it, "
                 "or set models.engines to {judge: transformers}"
             )
+    from clincot.models.served_checkpoint import ServedCheckpoint
+
     servers = dict(zip(served, _ensure_servers([Path(s.checkpoint) for s in served], engine.vllm, dtype), strict=True))
     judges: list[Judge] = []
     for spec in specs:
@@ -93,6 +97,10 @@ def open_judges(specs: Sequence[JudgeSpec], engine: EngineConfig, *, dtype: str)
 
 def measure_cache_use(models: Sequence[Policy | Judge]) -> dict[str, float]:
     """The use of the prefix caches by a stage's models, as metrics of the stage; {} without a vLLM server."""
+    if not _servers:
+        return {}
+    from clincot.models.served_checkpoint import ServedCheckpoint
+
     served = [model for model in models if isinstance(model, ServedCheckpoint) and model.server is not None]
     if not served:
         return {}
@@ -112,6 +120,8 @@ def build_progress_key(config: FrozenConfig, inputs: Mapping[str, Path]) -> str:
 
 def _ensure_servers(checkpoints: Sequence[Path], settings: VllmConfig, dtype: str) -> list[VllmServer]:
     """Running servers of the checkpoints; those of others are stopped, and models of this process unloaded."""
+    from clincot.models.served_checkpoint import get_served_name
+
     device = choose_device()
     kind = choose_dtype("auto" if dtype == "inherit" else dtype, device)
     share = 1 / max(1, len(checkpoints))

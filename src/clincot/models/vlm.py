@@ -2,6 +2,8 @@
 
 In families with shareable features, each picture goes through the vision encoder once and its features are reused by
 every conversation that shows it (`mm_encoder_outputs` of transformers). In other families it is encoded every time.
+Where the language model allows it, the common beginnings of conversations are computed once as well
+(shared_prefixes.py); otherwise every conversation is computed as a whole.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -19,28 +21,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tqdm import tqdm
-from transformers import (
-    AutoModelForImageTextToText,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-)
+from transformers import AutoModelForImageTextToText, GenerationConfig, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.errors import PromptTooLong
 from clincot.models.checked_encoder import build_checked_encoder
 from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
 from clincot.models.encoding import EncodedConversation, pad_rows
-from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
+from clincot.models.features import FRAME_FEATURE_FAMILIES, SHARED_FEATURE_FAMILIES, PictureFeatures, list_shown
 from clincot.models.inspection import list_ids, read_model_config, read_processor, refuse_without_torchvision
 from clincot.models.precision import choose_dtype
 from clincot.models.protocols import MIN_YES_NO_MASS, Generation
+from clincot.models.sampling import SeededSampler
+from clincot.models.shared_prefixes import Reply, SharedPrefixes, find_unshared_reason
 from clincot.models.weight_shapes import (
     LOADING_ERRORS,
     WEIGHTS_REMEDY,
     refuse_incomplete_weights,
     refuse_loaded_adapter,
 )
+from clincot.models.work_count import WorkCount
 from clincot.models.yes_no import find_yes_no_ids
 from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_format
 
@@ -49,20 +49,15 @@ from clincot.prompts import Conversation, ImageView, PromptFormat, load_prompt_f
 T = TypeVar("T")
 
 _INTEGRATION_STEPS = 8  # of the integral over the gradients
-
-
-@dataclass
-class WorkCount:
-    """What a model has computed since it was loaded."""
-
-    requests: int = 0  # conversations that were answered or rated
-    prompt_tokens: int = 0  # of these conversations, pictures included, without padding
-    new_tokens: int = 0  # that were generated, the ends of turns included
-    encodes: int = 0  # pictures that went through the vision encoder
+_WHOLE_BATCH = 64  # conversations at once, at most, where each is computed as a whole
 
 
 class VisionLanguageModel:
-    """A checkpoint loaded for inference. Implements the Policy and the Judge protocol."""
+    """A checkpoint loaded for inference. Implements the Policy and the Judge protocol.
+
+    batch_size: conversations that are computed at once, at most, besides the limits that the memory sets. features_mb:
+    size of the cache of picture features; None: by the memory.
+    """
 
     def __init__(
         self,
@@ -71,8 +66,8 @@ class VisionLanguageModel:
         name: str = "",
         device: str = "cpu",
         dtype: str = "auto",
-        batch_size: int = 64,
-        features_mb: int = 256,
+        batch_size: int = 128,
+        features_mb: int | None = None,
         progress: bool = False,
     ) -> None:
         self.path = Path(path)
@@ -87,7 +82,10 @@ class VisionLanguageModel:
         self.model.eval()
         self.encoder = build_checked_encoder(self.path, processor, end_ids=list_end_ids(self.model))
         self.shares_features: bool = self.model.config.model_type in SHARED_FEATURE_FAMILIES
+        self.has_frames: bool = self.model.config.model_type in FRAME_FEATURE_FAMILIES
         self._features = PictureFeatures(self.model, self.encoder, kept_mb=features_mb)
+        self.unshared_reason = find_unshared_reason(self.model.config)  # why beginnings are not shared; "" if they are
+        self._shared = SharedPrefixes(self.model, self.encoder, self._features, self.work, batch_size=batch_size)
 
     @property
     def token_limit(self) -> int | None:
@@ -117,32 +115,71 @@ class VisionLanguageModel:
             raise ValueError(
                 f"expected one seed for each conversation, got {len(conversations)} conversations, {len(seeds)} seeds"
             )
-        out: list[Generation] = []
-        pairs = list(zip(conversations, seeds, strict=True))
-        for batch in self._iter_batches(pairs, "writing"):
-            batch_conversations, batch_seeds = zip(*batch, strict=True)
-            out += self._generate_batch(batch_conversations, batch_seeds, max_new_tokens, temperature)
-        return out
+        if not conversations:
+            return []
+        encoded = self._encode_prompts(conversations, new_tokens=max_new_tokens)
+        write = self._write_shared if not self.unshared_reason else self._write_batches
+        replies: dict[int, Generation] = {}
+        written = write(encoded, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
+        for index, reply in self._show_progress(written, len(encoded), "writing"):
+            generation = self._decode_generation(reply.ids, reply.logprobs)
+            replies[index] = replace(generation, prompt_tokens=len(encoded[index].ids))
+            self.work.new_tokens += len(generation.token_logprobs)
+        return [replies[index] for index in range(len(encoded))]
 
     def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
         """See protocols.Policy. Needs one forward pass for each batch and generates nothing."""
+        if not conversations:
+            return []
+        _ = self.yes_no_ids  # raises for a tokenizer without yes and no
+        encoded = self._encode_prompts(conversations, new_tokens=1)
+        score = self._score_shared if not self.unshared_reason else self._score_batches
+        scores = dict(self._show_progress(score(encoded), len(encoded), "scoring"))
+        return [scores[index] for index in range(len(encoded))]
+
+    def _read_yes_no(self, logits_BV: torch.Tensor) -> list[float | None]:
+        """P(yes) / (P(yes) + P(no)) of the next token, or None if both together have too little."""
         yes, no = self.yes_no_ids
-        out: list[float | None] = []
-        for batch in self._iter_batches(conversations, "scoring"):
-            encoded = self._encode_prompts(batch, new_tokens=1)
-            logp_BV = self.compute_next_token_logprobs(encoded)
-            yes_B = torch.logsumexp(logp_BV[:, yes], dim=-1)
-            no_B = torch.logsumexp(logp_BV[:, no], dim=-1)
-            mass_B = yes_B.exp() + no_B.exp()  # NaN if the weights are damaged, which gives None below as well
-            p_yes_B = torch.sigmoid((yes_B - no_B).double())
-            scores = zip(p_yes_B.tolist(), mass_B.tolist(), strict=True)
-            out += [round(p_yes, 6) if mass >= MIN_YES_NO_MASS else None for p_yes, mass in scores]
-        return out
+        logp_BV = torch.log_softmax(logits_BV.float(), dim=-1)
+        yes_B = torch.logsumexp(logp_BV[:, yes], dim=-1)
+        no_B = torch.logsumexp(logp_BV[:, no], dim=-1)
+        mass_B = yes_B.exp() + no_B.exp()  # NaN if the weights are damaged, which gives None below as well
+        p_yes_B = torch.sigmoid((yes_B - no_B).double())
+        scores = zip(p_yes_B.tolist(), mass_B.tolist(), strict=True)
+        return [round(p_yes, 6) if mass >= MIN_YES_NO_MASS else None for p_yes, mass in scores]
+
+    def _score_shared(self, encoded: Sequence[EncodedConversation]) -> Iterator[tuple[int, float | None]]:
+        with self._count_encodes():
+            yield from self._shared.score_conversations(encoded, self._read_yes_no)
+
+    def _score_batches(self, encoded: Sequence[EncodedConversation]) -> Iterator[tuple[int, float | None]]:
+        size = min(self.batch_size, _WHOLE_BATCH)
+        for start in range(0, len(encoded), size):
+            logp_BV = self.compute_next_token_logprobs(encoded[start : start + size])
+            yield from enumerate(self._read_yes_no(logp_BV), start)
+
+    def _write_shared(
+        self, encoded: Sequence[EncodedConversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, Reply]]:
+        with self._count_encodes():
+            yield from self._shared.generate_replies(
+                encoded, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
+            )
+
+    def _write_batches(
+        self, encoded: Sequence[EncodedConversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, Reply]]:
+        size = min(self.batch_size, _WHOLE_BATCH)
+        for start in range(0, len(encoded), size):
+            batch = slice(start, start + size)
+            yield from enumerate(self._write_batch(encoded[batch], seeds[batch], max_new_tokens, temperature), start)
 
     def compute_answer_logprobs(self, conversations: Sequence[Conversation]) -> list[float]:
         """The sum of the log-probabilities (nats) of each conversation's action tokens."""
         out: list[float] = []
-        for batch in self._iter_batches(conversations, "scoring"):
+        size = min(self.batch_size, _WHOLE_BATCH)
+        for start in range(0, len(conversations), size):
+            batch = conversations[start : start + size]
             encoded = [self.encoder.encode(conversation) for conversation in batch]
             inputs = self._build_inputs(encoded, side="right")
             with torch.inference_mode():
@@ -160,9 +197,9 @@ class VisionLanguageModel:
         of all pictures of the call to the picture's own, evaluated at the midpoints of 8 equal intervals. Raises
         UnsupportedCheckpoint for other families.
         """
-        if not self.shares_features:
+        if not self.has_frames:
             raise UnsupportedCheckpoint(
-                f"{self.path}: relevance maps are read from {sorted(SHARED_FEATURE_FAMILIES)} checkpoints, this one is "
+                f"{self.path}: relevance maps are read from {sorted(FRAME_FEATURE_FAMILIES)} checkpoints, this one is "
                 f"{self.model.config.model_type!r}; use the windows, written or http grounder"
             )
         encoded = [self.encoder.encode(conversation, reply=True) for conversation in conversations]
@@ -171,8 +208,9 @@ class VisionLanguageModel:
         mean_H = last_BTH.mean((0, 1))
         side = math.isqrt(last_BTH.shape[1])
         out: list[npt.NDArray[np.float32]] = []
-        for start in range(0, len(encoded), self.batch_size):
-            batch = slice(start, start + self.batch_size)
+        size = min(self.batch_size, _WHOLE_BATCH)
+        for start in range(0, len(encoded), size):
+            batch = slice(start, start + size)
             evidence_BT = self._integrate_gradients(encoded[batch], last_BTH[batch], mean_H)
             out += list(evidence_BT.reshape(-1, side, side).float().cpu().numpy())
         return out
@@ -200,22 +238,18 @@ class VisionLanguageModel:
     def compute_next_token_logprobs(self, encoded: Sequence[EncodedConversation]) -> torch.Tensor:
         """(B, V) log-probabilities of the token that follows each conversation."""
         inputs = self._build_inputs(encoded, side="left")
+        self.work.prefill_tokens += sum(len(one.ids) for one in encoded)
         with torch.inference_mode():
             logits_BTV = self.model(**inputs, logits_to_keep=1).logits
         return torch.log_softmax(logits_BTV[:, -1].float(), dim=-1)
 
-    def _generate_batch(
-        self,
-        conversations: Sequence[Conversation],
-        seeds: Sequence[int],
-        max_new_tokens: int,
-        temperature: float,
-    ) -> list[Generation]:
-        encoded = self._encode_prompts(conversations, new_tokens=max_new_tokens)
+    def _write_batch(
+        self, encoded: Sequence[EncodedConversation], seeds: Sequence[int], max_new_tokens: int, temperature: float
+    ) -> list[Reply]:
         inputs = self._build_inputs(encoded, side="left")
         processors = LogitsProcessorList()
         if temperature > 0:
-            processors.append(_SeededSampler(seeds, temperature))
+            processors.append(SeededSampler(seeds, temperature))
         # an object, because with keywords every call compares the model's whole configuration with its defaults (20 ms)
         generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -235,12 +269,9 @@ class VisionLanguageModel:
             ],
             dim=1,
         )
-        replies = [
-            replace(self._decode_generation(ids, logps), prompt_tokens=len(prompt.ids))
-            for prompt, ids, logps in zip(encoded, new_BT.tolist(), logp_BT.tolist(), strict=True)
-        ]
-        self.work.new_tokens += sum(len(reply.token_logprobs) for reply in replies)
-        return replies
+        self.work.prefill_tokens += sum(len(one.ids) for one in encoded)
+        self.work.decode_tokens += new_BT.shape[0] * (new_BT.shape[1] - 1)
+        return [Reply(tuple(ids), tuple(logps)) for ids, logps in zip(new_BT.tolist(), logp_BT.tolist(), strict=True)]
 
     def _encode_prompts(self, conversations: Sequence[Conversation], *, new_tokens: int) -> list[EncodedConversation]:
         """Encode conversations up to the reply; raises PromptTooLong if the model should refuse long prompts."""
@@ -254,7 +285,7 @@ class VisionLanguageModel:
                 raise PromptTooLong(longest, new_tokens, limit)
         return encoded
 
-    def _decode_generation(self, ids: list[int], logps: list[float]) -> Generation:
+    def _decode_generation(self, ids: Sequence[int], logps: Sequence[float]) -> Generation:
         end_of_turn = next((i for i, token in enumerate(ids) if token in self.encoder.end_ids), None)
         end = len(ids) if end_of_turn is None else end_of_turn + 1
         text = self.encoder.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
@@ -272,8 +303,12 @@ class VisionLanguageModel:
             inputs[self.encoder.type_key] = types.to(device)
         pictures = list(chain.from_iterable(one.pictures for one in encoded))
         if pictures and self.shares_features:
-            features_FTH = self.encode_pictures(pictures)
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features_FTH)}
+            with self._count_encodes():
+                features = self._features.fetch(list_shown(encoded))
+            inputs["mm_encoder_outputs"] = {"image": self._features.build_outputs(features)}
+            grids = [feature.grid for feature in features if feature.grid is not None]
+            if grids:
+                inputs["image_grid_thw"] = torch.cat(grids).to(device)
         elif pictures:
             self.work.encodes += len(pictures)
             tensors = self.encoder.stack_pictures([one.pictures for one in encoded])
@@ -281,21 +316,25 @@ class VisionLanguageModel:
         return inputs
 
     def encode_pictures(self, pictures: Sequence[ImageView]) -> torch.Tensor:
-        """(F, T, H) features of the pictures' frames, in order; each distinct picture is encoded once."""
-        before = self._features.encoded
-        features_FTH = self._features(pictures)
-        self.work.encodes += self._features.encoded - before
-        return features_FTH
+        """(F, T, H) features of the pictures' frames, in order; each distinct picture is encoded once.
 
-    def _iter_batches(self, items: Sequence[T], what: str) -> Iterator[Sequence[T]]:
-        starts = range(0, len(items), self.batch_size)
-        for start in tqdm(
-            starts,
-            desc=f"{self.name}: {what}",
-            disable=None if self.progress and len(starts) >= 4 else True,
-            leave=False,
-        ):
-            yield items[start : start + self.batch_size]
+        For families with frames only.
+        """
+        with self._count_encodes():
+            return self._features(pictures)
+
+    @contextmanager
+    def _count_encodes(self) -> Iterator[None]:
+        before = self._features.encoded
+        try:
+            yield
+        finally:
+            self.work.encodes += self._features.encoded - before
+
+    def _show_progress(self, items: Iterator[T], total: int, what: str) -> Iterator[T]:
+        """The items, with a progress bar if there are so many that it will move."""
+        shown = None if self.progress and total >= 4 * self.batch_size else True
+        yield from tqdm(items, total=total, desc=f"{self.name}: {what}", disable=shown, leave=False)
 
 
 def load_checkpoint(path: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[Any, Any]:
@@ -350,20 +389,3 @@ def _without_generation_defaults(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-class _SeededSampler(LogitsProcessor):  # type: ignore[misc]
-    """Gumbel-max sampling: argmax(logits / temperature + noise) samples from the softmax.
-
-    The noise of each row comes from its own seed, so a row does not depend on the rest of the batch.
-    """
-
-    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
-        self.generators = [np.random.default_rng(seed) for seed in seeds]
-        self.temperature = temperature
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Add noise to the scores (B, V) of the next token; greedy decoding then picks the sample."""
-        noise = np.stack([rng.gumbel(size=scores.shape[-1]) for rng in self.generators]).astype(np.float32)
-        sampled: torch.FloatTensor = scores.float() / self.temperature + torch.from_numpy(noise).to(scores.device)  # type: ignore[assignment]
-        return sampled

@@ -17,6 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from clincot.geometry import Box, box_from_xyxy
+from clincot.models.prefix_tree import (
+    BATCH_TOKENS,
+    LEAVE_SHARE,
+    TREE_TOKENS,
+    PrefixTree,
+    batch_trees,
+    build_trees,
+    group_replies,
+)
 from clincot.models.protocols import Generation
 from clincot.planning.prompt_counters import CountedPicture, CountedPrompt, PromptCounter
 from clincot.prompts import Conversation, PromptFormat, collect_views, format_region, get_template
@@ -24,7 +33,8 @@ from clincot.records import Study
 
 T = TypeVar("T")
 
-ENGINE_BATCH = 64  # conversations that models.vlm.VisionLanguageModel computes at once
+REPLY_BATCH = 128  # replies that models.vlm.VisionLanguageModel writes at once, where beginnings are shared
+ENGINE_BATCH = 64  # conversations that it computes at once, where each is computed as a whole
 _RELEVANCE_STEPS = 8  # forward and backward passes of models.vlm's integrated gradients
 _MAP_SIDE = 8
 _WORDS = [
@@ -55,8 +65,10 @@ class ModelCalls:
 
     requests: float = 0.0
     prompt_tokens: float = 0.0  # of all conversations, pictures included
-    padded_tokens: float = 0.0  # the same with the padding of their batches
-    attention_pairs: float = 0.0  # sum over the sequences of tokens^2
+    prefill_tokens: float = 0.0  # the same with common beginnings counted once, where they are computed once
+    padded_tokens: float = 0.0  # these with the padding of their batches
+    attention_pairs: float = 0.0  # sum over the sequences of a batch of their padded tokens^2
+    prompt_pairs: float = 0.0  # sum over the conversations of tokens^2, as a server computes them that shares nothing
     new_tokens: float = 0.0
     decode_tokens: float = 0.0  # rows times steps: also those of rows that have ended while others of their batch go on
     decode_context: float = 0.0  # sum over the decoded tokens of the tokens before them
@@ -101,12 +113,19 @@ class ReplyHabits:
     written: Sequence[Box] = ()  # regions that the policy wrote
 
 
-class CountingModel:
-    """A policy or judge whose conversations are counted.
-
-    images: the studies by the sha256 of their images. shares_features: each picture is encoded once (models.features),
-    until `take_calls` starts another stage.
+@dataclass(frozen=True)
+class Sharing:
+    """What a model computes once. features: each picture (models.features), until another stage starts. prefixes: the
+    common beginnings of the prompts of a call. frames: both sides of a pair are trained in one sequence.
     """
+
+    features: bool = False
+    prefixes: bool = False
+    frames: bool = False
+
+
+class CountingModel:
+    """A policy or judge whose conversations are counted. images: the studies by the sha256 of their images."""
 
     def __init__(
         self,
@@ -115,11 +134,11 @@ class CountingModel:
         images: Mapping[str, Study],
         *,
         habits: ReplyHabits | None = None,
-        shares_features: bool = False,
+        sharing: Sharing = Sharing(),
         seed: int = 0,
     ) -> None:
         self.name, self.digest = name, f"plan:{name}"
-        self.counter, self.images, self.shares_features = counter, images, shares_features
+        self.counter, self.images, self.sharing = counter, images, sharing
         self.habits = habits or ReplyHabits()
         self._random = random.Random(f"{name} {seed}")
         self._calls = ModelCalls()
@@ -180,7 +199,7 @@ class CountingModel:
             calls.add(_count_prefill(sequences, longest))
             calls.longest = max(calls.longest, longest)
             for picture in chain.from_iterable(sequence.pictures for sequence in sequences):
-                if not (self.shares_features and picture.key in seen):
+                if not (self.sharing.frames and picture.key in seen):
                     seen.add(picture.key)
                     _add_encode(calls, picture)
         calls.requests = len(rows)
@@ -191,6 +210,9 @@ class CountingModel:
     ) -> None:
         prompts = [self.counter.count_prompt(conversation) for conversation in conversations]
         self._count_pictures(prompts)
+        if self.sharing.prefixes and prompts:
+            self._calls.add(_count_shared(prompts, new, decoded=decoded, sampled=sampled))
+            return
         for start in range(0, len(prompts), ENGINE_BATCH):
             batch, tokens = prompts[start : start + ENGINE_BATCH], new[start : start + ENGINE_BATCH]
             longest, steps = max(prompt.tokens for prompt in batch), max(tokens)
@@ -208,7 +230,7 @@ class CountingModel:
     def _count_pictures(self, prompts: Sequence[CountedPrompt]) -> None:
         for prompt in prompts:
             for picture in prompt.pictures:
-                if not (self.shares_features and picture.key in self._encoded):
+                if not (self.sharing.features and picture.key in self._encoded):
                     self._encoded.add(picture.key)
                     _add_encode(self._calls, picture)
 
@@ -269,7 +291,62 @@ def _count_prefill(sequences: Sequence[CountedPrompt], longest: int) -> ModelCal
     return ModelCalls(
         requests=len(sequences),
         prompt_tokens=sum(sequence.tokens for sequence in sequences),
+        prefill_tokens=sum(sequence.tokens for sequence in sequences),
         padded_tokens=longest * len(sequences),
         attention_pairs=len(sequences) * longest**2,
+        prompt_pairs=sum(sequence.tokens**2 for sequence in sequences),
         forwards=1,
     )
+
+
+def _count_shared(prompts: Sequence[CountedPrompt], new: Sequence[int], *, decoded: bool, sampled: bool) -> ModelCalls:
+    """One call of models.shared_prefixes: tokens of its trees, and steps of replies that leave when they have ended."""
+    keys = [prompt.keys for prompt in prompts if prompt.keys is not None]
+    trees = build_trees(keys, max_tokens=min(TREE_TOKENS, BATCH_TOKENS))
+    calls = ModelCalls(
+        requests=len(prompts),
+        prompt_tokens=sum(prompt.tokens for prompt in prompts),
+        prompt_pairs=sum(prompt.tokens**2 for prompt in prompts),
+        longest=max(prompt.tokens + tokens for prompt, tokens in zip(prompts, new, strict=True)),
+    )
+    groups = [trees]
+    if decoded:
+        groups = list(
+            group_replies(trees, batch_size=REPLY_BATCH, max_tokens=1 << 40, max_new_tokens=0)  # keys and values fit
+        )
+    for group in groups:
+        for batch in batch_trees(group, BATCH_TOKENS):
+            longest = max(len(tree) for tree in batch)
+            calls.prefill_tokens += sum(len(tree) for tree in batch)
+            calls.padded_tokens += longest * len(batch)
+            calls.attention_pairs += len(batch) * longest**2
+            calls.forwards += 1
+        if decoded:
+            _add_decoding(calls, group, prompts, new, sampled=sampled)
+    return calls
+
+
+def _add_decoding(
+    calls: ModelCalls,
+    group: Sequence[PrefixTree],
+    prompts: Sequence[CountedPrompt],
+    new: Sequence[int],
+    *,
+    sampled: bool,
+) -> None:
+    """The steps of one batch of replies: an ended one stays until an eighth of the batch has ended."""
+    members = list(chain.from_iterable(tree.members for tree in group))
+    tokens = np.array([new[member] for member in members])
+    longest = max(prompts[member].tokens for member in members)
+    calls.new_tokens += int(tokens.sum())
+    rows = len(members)
+    calls.sampled_tokens += rows if sampled else 0
+    for step in range(1, int(tokens.max())):
+        going = int((tokens > step).sum())
+        if rows - going >= LEAVE_SHARE * rows:
+            rows = going
+        calls.decode_steps += 1
+        calls.forwards += 1
+        calls.decode_tokens += rows
+        calls.decode_context += rows * (longest + step)
+        calls.sampled_tokens += rows if sampled else 0

@@ -16,8 +16,9 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from clincot.models.checkpoint import UnsupportedCheckpoint
-from clincot.models.features import SHARED_FEATURE_FAMILIES
+from clincot.models.features import FRAME_FEATURE_FAMILIES, SHARED_FEATURE_FAMILIES
 from clincot.models.inspection import TESTED_FAMILIES, first_line
+from clincot.models.shared_prefixes import find_unshared_reason
 
 _VISION_TOWERS = ("vision_model", "vision_tower", "visual")
 
@@ -40,7 +41,9 @@ class ModelSize:
     tied_head: bool = False  # whether the head's weights are those of the embeddings
     patches_per_token: float = 1.0  # patches in the vision tower for each image token of the language model
     vision_attention_width: int = 0  # sum over the tower's layers with attention to the whole picture of their width
+    shares_prefixes: bool = False  # common beginnings of prompts are computed once (models.shared_prefixes)
     shares_features: bool = False  # each distinct picture is encoded once (models.features)
+    has_frames: bool = False  # trained on the features of a frozen tower, both sides of a pair in one sequence
 
     @property
     def language(self) -> int:
@@ -98,7 +101,9 @@ def measure_model(config: Any) -> ModelSize:
         tied_head=head.weight is embeddings.weight,
         patches_per_token=count_patches_per_token(config),
         vision_attention_width=_sum_vision_attention(config.vision_config),
+        shares_prefixes=not find_unshared_reason(config),
         shares_features=config.model_type in SHARED_FEATURE_FAMILIES,
+        has_frames=config.model_type in FRAME_FEATURE_FAMILIES,
     )
 
 

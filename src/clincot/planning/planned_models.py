@@ -11,7 +11,7 @@ from clincot.config.shipped import resolve_path
 from clincot.errors import InvalidInput
 from clincot.models.inspection import read_model_config
 from clincot.planning.assumptions import Assumptions
-from clincot.planning.counting_models import CountingModel, ReplyHabits
+from clincot.planning.counting_models import CountingModel, ReplyHabits, Sharing
 from clincot.planning.model_sizes import ModelSize, measure_model
 from clincot.planning.prompt_counters import EncodedPrompts, EstimatedPrompts, PromptCounter
 from clincot.planning.published_models import find_published_model, list_published_models
@@ -30,8 +30,10 @@ class PlannedModel:
 
     def build_counting_model(self, images: Mapping[str, Study], habits: ReplyHabits | None = None) -> CountingModel:
         """The model that counts in its place."""
-        shares = self.size is not None and self.size.shares_features
-        return CountingModel(self.name, self.counter, images, habits=habits, shares_features=shares)
+        sharing = Sharing()
+        if self.size is not None:
+            sharing = Sharing(self.size.shares_features, self.size.shares_prefixes, self.size.has_frames)
+        return CountingModel(self.name, self.counter, images, habits=habits, sharing=sharing)
 
 
 def plan_checkpoint(

@@ -6,14 +6,18 @@ one, pictures are counted by the published config and texts by their length.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from clincot.models.checked_encoder import build_checked_encoder
 from clincot.models.inspection import read_model_config, read_processor
+from clincot.models.prefix_tree import Indices, build_keys
 from clincot.planning.assumptions import Assumptions
 from clincot.planning.published_models import PublishedModel
 from clincot.prompts import (
@@ -21,7 +25,6 @@ from clincot.prompts import (
     ImageView,
     PromptFormat,
     build_prompt_format,
-    collect_views,
     load_prompt_format,
 )
 from clincot.records import Study
@@ -38,10 +41,14 @@ class CountedPicture:
 
 @dataclass(frozen=True)
 class CountedPrompt:
-    """Tokens of a sequence, pictures included, and its pictures in order."""
+    """Tokens of a sequence, pictures included, and its pictures in order.
+
+    keys: two prompts have as many tokens in common as their keys begin alike (models.prefix_tree); (tokens,).
+    """
 
     tokens: int
     pictures: tuple[CountedPicture, ...]
+    keys: Indices | None = None  # of prompts; rows of training have none
 
 
 class PromptCounter(Protocol):
@@ -71,11 +78,13 @@ class EncodedPrompts:
         self.views = load_prompt_format(checkpoint)
         processor = read_processor(str(checkpoint), config.model_type)
         self._encoder = build_checked_encoder(checkpoint, processor, end_ids=[0])
+        self._numbers: dict[tuple[str, bool], int] = {}
 
     def count_prompt(self, conversation: Conversation) -> CountedPrompt:
         """See PromptCounter."""
         encoded = self._encoder.encode(conversation, reply=True)
-        return CountedPrompt(len(encoded.ids), _count_pictures(encoded.pictures, encoded.picture_tokens))
+        (keys,) = build_keys([encoded], self._encoder.image_ids, self._numbers)
+        return CountedPrompt(len(encoded.ids), _count_pictures(encoded.pictures, encoded.picture_tokens), keys)
 
     def count_text(self, text: str) -> int:
         """See PromptCounter."""
@@ -92,6 +101,11 @@ class EncodedPrompts:
 
 def _count_pictures(pictures: Sequence[ImageView], tokens: Sequence[int]) -> tuple[CountedPicture, ...]:
     return tuple(CountedPicture(view.key, count) for view, count in zip(pictures, tokens, strict=True))
+
+
+def _hash_key(text: str) -> int:
+    """A number for a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
 
 
 class EstimatedPrompts:
@@ -117,11 +131,24 @@ class EstimatedPrompts:
         return [self._count(conversation, turns=len(conversation)) for conversation in conversations]
 
     def _count(self, conversation: Conversation, *, turns: int) -> CountedPrompt:
-        views = collect_views(conversation)
-        pictures = tuple(CountedPicture(view.key, self._count_picture(view)) for view in views)
-        texts = sum(self.count_text(turn.text) for turn in conversation)
-        tokens = sum(picture.tokens + self._model.markers for picture in pictures) + texts
-        return CountedPrompt(tokens + round(turns * self._assumptions.turn_tokens), pictures)
+        """As many tokens as expected; the template's come first, each turn's pictures before its text."""
+        pictures: list[CountedPicture] = []
+        keys = [np.zeros(round(turns * self._assumptions.turn_tokens), np.int64)]
+        for turn in conversation:
+            for view in turn.pictures:
+                picture = CountedPicture(view.key, self._count_picture(view))
+                pictures.append(picture)
+                keys.append(np.full(picture.tokens + self._model.markers, _hash_key(view.key)))
+            keys.append(self._draw_text_keys(turn.text))
+        joined = np.concatenate(keys)
+        return CountedPrompt(len(joined), tuple(pictures), joined)
+
+    def _draw_text_keys(self, text: str) -> Indices:
+        """A key for each token of a text: equal for texts that are equal up to there."""
+        width = self._assumptions.characters_per_token
+        return np.array(
+            [_hash_key(text[: math.ceil((n + 1) * width)]) for n in range(self.count_text(text))], dtype=np.int64
+        )
 
     def _count_picture(self, view: ImageView) -> int:
         width, height = self._images[view.sha256].width, self._images[view.sha256].height

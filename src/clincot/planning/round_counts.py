@@ -250,7 +250,7 @@ class RoundCounter:
             return ModelCalls()
         sides = count_sides(config)
         conversations = [[row.chosen, row.rejected, row.chosen][:sides] for row in rows]
-        packed = self.policy.shares_features and config.freeze_vision and config.loss != "sft"
+        packed = self.policy.sharing.frames and config.freeze_vision and config.loss != "sft"
         return self.policy.count_rows(conversations, batch_size=count_pairs_in_pass(config), packed=packed)
 
 

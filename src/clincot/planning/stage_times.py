@@ -62,14 +62,14 @@ class TimeModel:
         tokens, pairs = calls.padded_tokens, calls.attention_pairs
         if served:  # a server does not pad, and its cache holds the beginnings of prompts
             share = 1 - assumed.cache_hits
-            tokens, pairs = calls.prompt_tokens * share, calls.attention_pairs * share
+            tokens, pairs = calls.prompt_tokens * share, calls.prompt_pairs * share
         operations = count_forward_operations(size, tokens, pairs, predicted=calls.requests)
         backward = 2 * count_forward_operations(size, calls.backward_tokens, 0.0, predicted=0.0)
         prefill_s = (operations + backward) / (self.gpu.operations * assumed.prefill_utilization)
         launches_s = draws_s = 0.0
         if not served:
             launches_s = calls.forwards * size.layers * assumed.layer_s
-            draws_s = calls.sampled_tokens * (size.head // size.hidden) * assumed.draw_s  # models.vlm._SeededSampler
+            draws_s = calls.sampled_tokens * (size.head // size.hidden) * assumed.draw_s  # models.sampling
         return StageTime(
             vision_s=self.time_vision(calls, size),
             prefill_s=prefill_s,
@@ -104,7 +104,7 @@ class TimeModel:
         reference = 0 if train.loss == "sft" else 1
         forward = count_forward_operations(size, epoch.padded_tokens, epoch.attention_pairs, predicted=0.0)
         text_s = forward * (passes * train.epochs + reference) / (self.gpu.operations * assumed.train_utilization)
-        if train.freeze_vision and size.shares_features:
+        if train.freeze_vision and size.has_frames:
             tower = 1.0  # once for each picture, whatever the number of epochs
         elif train.freeze_vision:
             tower = train.epochs + reference

@@ -1,7 +1,8 @@
 """Leakage checks: benchmark images and patients in training data, benchmark answers in calibration data.
 
 Images are compared by the digest of their bytes and by a perceptual hash (clincot.datasets.near_duplicates), which
-recognises re-compressed and resized copies. Only studies that a benchmark question is about count.
+recognises re-compressed and resized copies. `ingest` and `render` keep the hashes beside the images; where they are
+missing, every image is opened. Only studies that a benchmark question is about count.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from clincot.config import DecideConfig
 from clincot.datasets.folder import StudyIndex, load_questions
-from clincot.datasets.near_duplicates import find_near_pairs, hash_image_file
+from clincot.datasets.near_duplicates import find_near_pairs, hash_image_file, read_image_hashes
 from clincot.evaluation.benchmark import Benchmark
 from clincot.records import GateFinding, Study
 from clincot.text import normalize_text
@@ -29,8 +30,8 @@ def find_leakage(
     """Find what the benchmark in `folder` shares with the training data in `data`, whose answer key stays closed.
 
     Returns three findings: equal images, equal patients, near-duplicate images. near_duplicates: False leaves out the
-    last one, which opens every image. Raises InvalidRecord if a folder is
-    not a data folder, InvalidImage if an image cannot be read.
+    last one, which opens the images whose hashes are not kept. Raises InvalidRecord if a folder is not a data folder,
+    InvalidImage if an image cannot be read.
     """
     tested, training_index = _find_tested_studies(benchmark, folder), StudyIndex(data)
     trained = [training_index[study_id] for study_id in training_index]
@@ -87,9 +88,15 @@ def _find_near_duplicates(
     tested: Sequence[Study], folder: Path, trained: Sequence[Study], training_index: StudyIndex
 ) -> list[str]:
     """Name every tested image that looks like a training image, as "tested ~ trained"."""
-    tested_hashes = [hash_image_file(folder / study.image) for study in tested]
+    known = read_image_hashes(folder)
+    tested_hashes = [
+        hash_image_file(folder / study.image) if study.sha256 not in known else known[study.sha256] for study in tested
+    ]
+    known = read_image_hashes(training_index.folder)
     trained_hashes = [
         hash_image_file(training_index.resolve_image_path(study.id))
+        if study.sha256 not in known
+        else known[study.sha256]
         for study in tqdm(trained, desc="near-duplicates", unit=" images", mininterval=2.0, disable=None)
     ]
     first_match: dict[int, int] = {}

@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from clincot.datasets.folder import IMAGES, QUESTIONS, REFERENCES, STUDIES
+from clincot.datasets.near_duplicates import IMAGE_HASHES, format_hash_line, hash_image
 from clincot.datasets.reports import REPORTS_FILE, format_report_line
 from clincot.errors import InvalidInput
 from clincot.jsonl import atomic_write
@@ -69,13 +70,15 @@ def build_synthetic_dataset(  # noqa: PLR0913 (one keyword per command-line opti
         )
         counts = {"studies": 0, "questions": 0}
         with ExitStack() as stack:
-            names = (STUDIES, QUESTIONS, REFERENCES, REPORTS_FILE)
+            names = (STUDIES, QUESTIONS, REFERENCES, REPORTS_FILE, IMAGE_HASHES)
             files = {name: stack.enter_context(atomic_write(partial / name)) for name in names}
             for index, (radiograph, questions) in enumerate(
                 tqdm(examples, total=images, desc=f"radiographs ({split})", mininterval=5, disable=None)
             ):
                 study = _write_study(radiograph, partial, split, index)
                 files[STUDIES].write(study.model_dump_json() + "\n")
+                image_hash = hash_image(Image.fromarray(radiograph.pixels))
+                files[IMAGE_HASHES].write(format_hash_line(study.sha256, image_hash))
                 for templated in questions:
                     question = Question(study=study.id, text=templated.text, kind=templated.kind, topic=templated.topic)
                     reference = Reference(

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clincot.errors import InvalidInput
 from clincot.models.encoding import ConversationEncoder, EncodedConversation, pad_rows
-from clincot.models.features import SHARED_FEATURE_FAMILIES, PictureFeatures
+from clincot.models.features import FRAME_FEATURE_FAMILIES, PictureFeatures
 from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import Conversation, ImageView
 from clincot.training.packing import PADDING_SEGMENT, Pack, build_attention_mask, pack_conversations
@@ -192,7 +192,7 @@ def supports_packing(model: Any) -> bool:
     It must place image features by token ids only, and its attention must accept a boolean mask.
     """
     return (
-        model.config.model_type in SHARED_FEATURE_FAMILIES
+        model.config.model_type in FRAME_FEATURE_FAMILIES
         and model.config.get_text_config()._attn_implementation == "sdpa"
     )
 

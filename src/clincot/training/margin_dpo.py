@@ -154,7 +154,7 @@ class MarginDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self.settings = resolve_settings(config, count_parameters(policy.model), Device.detect())
         freeze_modules(policy.model, vision=config.freeze_vision, projector=not config.train_projector)
         # the tower of a sharded model is complete only inside the model's forward pass
-        shared = config.freeze_vision and policy.shares_features and not is_fsdp_enabled()
+        shared = config.freeze_vision and policy.has_frames and not is_fsdp_enabled()
         self._projects_features = shared and config.train_projector
         conversations = ConversationCollator(
             policy.encoder, self._choose_pictures(policy, shared), packed=shared and supports_packing(policy.model)

@@ -129,7 +129,7 @@ class _SftLoop:
         self.config, self.settings = config, settings
         model: Any = policy.model
         freeze_modules(model, vision=config.freeze_vision, projector=not config.train_projector)
-        shared = config.freeze_vision and policy.shares_features
+        shared = config.freeze_vision and policy.has_frames
         source = make_pixel_source(policy.encoder)
         if shared and config.train_projector:
             source = make_tower_source(policy, settings.weights_dtype)

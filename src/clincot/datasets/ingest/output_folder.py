@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clincot.datasets.folder import IMAGES, QUESTIONS, REFERENCES, STUDIES
 from clincot.datasets.ingest.ingest_report import REPORT_FILE
+from clincot.datasets.near_duplicates import IMAGE_HASHES
 from clincot.datasets.reports import REPORTS_FILE
 from clincot.errors import InvalidInput
 
@@ -54,7 +55,7 @@ def _find_foreign_file(folder: Path) -> Path | None:
         if IMAGE_NAME.fullmatch(path.name) is None:
             return path
     # Records get their names after the images are stored, so records without stored images are someone else's.
-    records = {STUDIES, QUESTIONS, REFERENCES, REPORTS_FILE} if stored else set()
+    records = {STUDIES, QUESTIONS, REFERENCES, REPORTS_FILE, IMAGE_HASHES} if stored else set()
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not (path.is_dir() or _is_partial(path) or path.name in records):
             return path

@@ -25,6 +25,7 @@ from clincot.datasets.ingest.image_pool import ImageInspector
 from clincot.datasets.ingest.index import IngestIndex, TakenStudy
 from clincot.datasets.ingest.ingest_report import FolderCounts, InvalidRow, sort_counts
 from clincot.datasets.ingest.output_folder import IMAGE_NAME
+from clincot.datasets.near_duplicates import IMAGE_HASHES, format_hash_line
 from clincot.datasets.region_masks import find_mask_fault
 from clincot.datasets.reports import REPORTS_FILE, format_report_line
 from clincot.geometry import Box, RegionMask
@@ -253,6 +254,7 @@ class FolderWriter:
     def _store_study(self, study: Study, picture: SourceImage) -> None:
         self._store_image(picture.image, study)
         self._write_record(STUDIES, study)
+        self._files[IMAGE_HASHES].write(format_hash_line(study.sha256, self._index.find_image_hash(study.sha256)))
         study_row = TakenStudy(study.modality, study.patient, picture.split, picture.location)
         self._index.add_study(study.sha256, self._key, study_row)
 
@@ -299,7 +301,7 @@ def open_dataset_folder(
     `reports`: write reports.jsonl too. `link_images`: hard-link images where the file system can. `shared_with`: see
     FolderWriter. Raises OSError with a remedy if the disk is full.
     """
-    names = (QUESTIONS, REFERENCES, *((REPORTS_FILE,) if reports else ()), STUDIES)
+    names = (QUESTIONS, REFERENCES, *((REPORTS_FILE,) if reports else ()), STUDIES, IMAGE_HASHES)
     try:
         with contextlib.ExitStack() as stack:  # closes, and so renames, the files in reverse order
             files = {name: stack.enter_context(atomic_write(folder / name)) for name in names}
