@@ -150,7 +150,9 @@ class ConversationEncoder:
         if not self._one_frame or () not in self._picture_texts or len({image.size for image in images}) > 1:
             return [self._pictures((picture,)).tensors for picture in pictures]
         out = _select_tensors(self.processor.image_processor([images], return_tensors="pt"))
-        return [{name: tensor[:, at : at + 1] for name, tensor in out.items()} for at in range(len(images))]
+        names = list(out)
+        split = [torch.split(out[name], 1, dim=1) for name in names]
+        return [dict(zip(names, parts, strict=True)) for parts in zip(*split, strict=True)]
 
     def encode_together(self, pictures: Sequence[ImageView]) -> EncodedPictures:
         """All pictures of one conversation, in one call of the processor; nothing is kept."""
