@@ -189,7 +189,7 @@ class PictureFeatures:
         else:
             layers = getattr(out, "deepstack_features", None) or []
             deepstack = list(zip(*layers, strict=True)) or [()] * len(pooled)
-            grids = tensors["image_grid_thw"].split(1) if "image_grid_thw" in tensors else [None] * len(pooled)
+            grids = torch.split(tensors["image_grid_thw"], 1) if "image_grid_thw" in tensors else [None] * len(pooled)
             features = [PictureFeature(*parts) for parts in zip(pooled, deepstack, grids, strict=True)]
         # cloned, because a view would keep the whole chunk in memory after its neighbours are evicted
         return [feature.clone() for feature in features]
