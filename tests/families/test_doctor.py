@@ -448,11 +448,11 @@ def build_idefics2(folder: Path) -> None:
     from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 
     tokenizer = families.build_llama_tokenizer("<image>", "<fake_token_around_image>", "<end_of_utterance>")
-    vision = families._clip_config()
+    vision = families.get_clip_config()
     del vision["model_type"]
     config = Idefics2Config(
         vision_config=vision,
-        text_config=families._llama_config(tokenizer, "mistral"),
+        text_config=families.get_text_config(tokenizer, "mistral"),
         perceiver_config={
             "hidden_size": 32,
             "resampler_n_latents": 4,

@@ -77,9 +77,10 @@ def writing(policy: VisionLanguageModel, ids: list[int]) -> Iterator[None]:
     """While active, the policy writes these tokens and then the last of them again and again."""
     position = 0
 
-    def count(_module: object, _args: object, kwargs: dict[str, Any]) -> None:
+    def count(_module: object, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
         nonlocal position
-        position = 0 if kwargs["input_ids"].shape[1] > 1 else position + 1  # the first forward pass reads the prompt
+        ids = args[0] if args else kwargs["input_ids"]  # LLaVA-NeXT passes them by position
+        position = 0 if ids.shape[1] > 1 else position + 1  # the first forward pass reads the prompt
 
     def force(_module: object, _args: object, output: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros_like(output)
