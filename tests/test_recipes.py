@@ -35,10 +35,13 @@ def written(tmp_path: Path, text: str, name: str = "params.yaml") -> Path:
 
 
 def find_missing_fields(config: FrozenConfig, values: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Fields of a section that a recipe's file does not name, those of nested sections too."""
-    for name in type(config).model_fields:
+    """Fields of a section that a recipe's file does not name, those of nested sections too.
+
+    `clincot params` leaves out a field that is off and is not to change the digests of earlier versions.
+    """
+    for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        if is_inherited(where, name):
+        if is_inherited(where, name) or (field.exclude_if is not None and field.exclude_if(value)):
             continue
         if name not in values:
             yield f"{where}.{name}"

@@ -131,7 +131,8 @@ def test_the_table_shows_the_recipes_protocol_first(one: Finished) -> None:
     assert titles[-1] == "accuracy (strict)"
     cells = [cell.strip() for cell in base.strip("|").split("|")]
     own = results["rows"][0]["arms"]["written"]
-    assert cells[1].startswith(f"{own['parsed_accuracy']['value']:.3f}")
+    parsed = own["parsed_accuracy"]["value"]  # none of so few answers may be one that the protocol can read
+    assert cells[1].startswith("–" if parsed is None else f"{parsed:.3f}")
     assert cells[-1].startswith(f"{own['accuracy']['value']:.3f}")
 
 

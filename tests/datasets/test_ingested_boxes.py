@@ -56,16 +56,16 @@ def evaluated(folder: Path, region: str) -> tuple[list[Outcome], BenchmarkReport
 def test_a_region_on_the_box_hits_and_one_beside_it_does_not(tmp_path: Path, source) -> None:  # type: ignore[no-untyped-def]
     """The policy writes [40, 38, 60, 75]: shown is the square of its height, 0.37 x 80 = 29.6 pixels, which is 0.296
     of the width: [0.352, 0.38, 0.648, 0.75]. It has 98.7 % of the heart in it. The square that looks at the heart
-    is half the image, [0.25, 0.3125, 0.75, 0.8125], and holds what is shown: IoU = 0.296 * 0.37 / 0.25 = 0.43808."""
+    is half the height, 40 pixels: [0.3, 0.3125, 0.7, 0.8125]. IoU = 0.296 * 0.37 / 0.2 = 0.5476."""
     folder = source(tmp_path)
     outcomes, report = evaluated(folder, "[40, 38, 60, 75]")
     asked, other = (outcome for outcome in outcomes if outcome.arm == "written")
     assert asked.hit is True
-    assert asked.iou == pytest.approx(0.43808, abs=2e-4)
+    assert asked.iou == pytest.approx(0.5476, abs=2e-4)
     assert (other.hit, other.iou) == (None, None)  # no box, no verdict
     assert report.metrics["written"]["hit_rate"].value == 1.0
     assert report.metrics["written"]["hit_rate"].n == 1
-    assert report.metrics["written"]["iou"].value == pytest.approx(0.43808, abs=2e-4)
+    assert report.metrics["written"]["iou"].value == pytest.approx(0.5476, abs=2e-4)
     assert report.metrics["oracle"]["hit_rate"].value == 1.0
     outcomes, report = evaluated(folder, "[0, 0, 25, 25]")
     assert outcomes[0].hit is False
