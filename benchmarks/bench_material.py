@@ -11,7 +11,7 @@ from clincot.datasets.folder import StudyIndex, load_questions
 from clincot.generation.regions import build_grounders, propose_regions
 from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import PromptFormat, save_prompt_format
-from clincot.records import Question, Region, Study
+from clincot.records import Question, Region
 from clincot.synthetic.build import build_synthetic_dataset
 from clincot.synthetic.tiny_model import FRAME_PX, TinyModelSpec, build_tiny_model
 
@@ -28,9 +28,6 @@ class AskedRegions:
     questions: list[Question]
     studies: StudyIndex
     regions: list[Region]
-
-    def get_study(self, question: str) -> Study:
-        return self.studies[next(q.study for q in self.questions if q.id == question)]
 
 
 def render_questions(folder: Path, count: int, *, per_image: int = 3) -> tuple[list[Question], StudyIndex]:

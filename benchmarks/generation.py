@@ -9,20 +9,23 @@ tokens, with twelve regions of one question.
 
 from __future__ import annotations
 
-import argparse
-import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_material import POLICY, ask_regions, build_wide_model, render_questions, resolve_shipped
-from benchmarks.inference_ways import MeasuredWay, describe_ways, load_unshared, measure_floor, measure_way
+from benchmarks.bench_material import (
+    POLICY,
+    AskedRegions,
+    ask_regions,
+    build_wide_model,
+    render_questions,
+    resolve_shipped,
+)
+from benchmarks.inference_ways import MeasuredWay, describe_ways, load_ways, measure_floor, measure_way, run_comparison
 from clincot.generation.grounders import draw_random_square
 from clincot.models.protocols import Generation
 from clincot.models.vlm import VisionLanguageModel
 from clincot.prompts import ChainStep, Conversation, chain_prompt
-from clincot.text import markdown_table
 
 MAX_NEW_TOKENS = 16
 WIDE_REGIONS = 12
@@ -32,11 +35,7 @@ def compare_answers(checkpoint: Path, asked: Sequence[Conversation]) -> dict[str
     """Figures of all ways, and whether their texts are equal."""
     ways: list[MeasuredWay] = []
     replies: list[list[Generation]] = []
-    models = {
-        "one by one": load_unshared(checkpoint, 1),
-        "batches of 8": load_unshared(checkpoint, 8),
-        "ours": VisionLanguageModel(checkpoint),
-    }
+    models = load_ways(checkpoint)
     for name, model in models.items():
         way, texts = measure_way(name, model, lambda one: write_answers(one, asked))
         ways.append(way)
@@ -52,20 +51,26 @@ def compare_answers(checkpoint: Path, asked: Sequence[Conversation]) -> dict[str
     }
 
 
-def write_answers(model: VisionLanguageModel, asked: Sequence[Conversation]) -> list[Generation]:
-    return model.generate(asked, max_new_tokens=MAX_NEW_TOKENS, temperature=0.0, seeds=[0] * len(asked))
+def write_answers(
+    model: VisionLanguageModel, asked: Sequence[Conversation], *, max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[Generation]:
+    return model.generate(asked, max_new_tokens=max_new_tokens, temperature=0.0, seeds=[0] * len(asked))
 
 
 def build_demo_prompts(folder: Path, checkpoint: Path, questions: int) -> list[Conversation]:
     """The conversations of the demo's answers."""
     policy = VisionLanguageModel(checkpoint)
-    material = ask_regions(folder, policy, questions)
+    return build_answer_prompts(ask_regions(folder, policy, questions), policy)
+
+
+def build_answer_prompts(material: AskedRegions, policy: VisionLanguageModel) -> list[Conversation]:
+    """A conversation for each region, in which the policy answers from it."""
     by_id = {question.id: question for question in material.questions}
     prompts = []
     for region in material.regions:
         question = by_id[region.question]
         step = ChainStep(question.asked_text, region.box, region.grounder == "written")
-        prompts.append(chain_prompt(material.studies[question.study], folder, policy.views, [step]))
+        prompts.append(chain_prompt(material.studies[question.study], material.folder, policy.views, [step]))
     return prompts
 
 
@@ -87,43 +92,8 @@ def measure_generation(work: Path, data: Path, questions: int, *, wide: bool = T
     return figures
 
 
-def render_ways(figures: dict[str, Any]) -> str:
-    """One table of all models and ways."""
-    rows = []
-    for model, measured in figures.items():
-        for name, way in measured["ways"].items():
-            memory = f"{way['peak_mb']:,}" if "peak_mb" in way else ""
-            rows.append(
-                (
-                    model,
-                    name,
-                    f"{way['seconds']:.2f}",
-                    f"{way['times_ours']:.2f}",
-                    f"{way['encodes']:,}",
-                    f"{way['prefill_tokens']:,}",
-                    f"{way['decode_tokens']:,}",
-                    memory,
-                )
-            )
-    head = ("model", "way", "seconds", "times ours", "pictures", "prompt tokens", "decoded", "peak MB")
-    return markdown_table(head, rows)
-
-
 def main() -> None:
-    """Print the table; --json writes the figures."""
-    parser = argparse.ArgumentParser(description="Compare ways to answer from every region.")
-    parser.add_argument("--questions", type=int, default=64)
-    parser.add_argument("--data", type=Path, help="A folder that `clincot render` wrote.")
-    parser.add_argument("--no-wide", action="store_true", help="Leave out the model of 38 million parameters.")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        data = arguments.data or work / "data"
-        figures = measure_generation(work, data, arguments.questions, wide=not arguments.no_wide)
-    print(render_ways(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    run_comparison("Compare ways to answer from every region.", measure_generation)
 
 
 if __name__ == "__main__":

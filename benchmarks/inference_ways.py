@@ -12,8 +12,11 @@ Seconds are processor seconds; run it on one thread (OMP_NUM_THREADS=1).
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
+import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +32,7 @@ from clincot.models.prefix_tree import build_keys, build_trees
 from clincot.models.vlm import VisionLanguageModel
 from clincot.models.work_count import WorkCount
 from clincot.prompts import Conversation, collect_views
+from clincot.text import markdown_table
 
 T = TypeVar("T")
 
@@ -61,6 +65,15 @@ def load_unshared(checkpoint: Path, batch_size: int) -> VisionLanguageModel:
     model = VisionLanguageModel(checkpoint, batch_size=batch_size)
     model.shares_features, model.unshared_reason = False, UNSHARED
     return model
+
+
+def load_ways(checkpoint: Path) -> dict[str, VisionLanguageModel]:
+    """The model of each way, ours last."""
+    return {
+        "one by one": load_unshared(checkpoint, 1),
+        "batches of 8": load_unshared(checkpoint, 8),
+        "ours": VisionLanguageModel(checkpoint),
+    }
 
 
 def measure_way(
@@ -160,6 +173,48 @@ def _time_call(call: Callable[[], object], repeats: int = 3) -> float:
             call()
             best = min(best, time.process_time() - started)
     return best
+
+
+def render_ways(figures: dict[str, Any]) -> str:
+    """One table of all models and ways."""
+    rows = []
+    for model, measured in figures.items():
+        for name, way in measured["ways"].items():
+            memory = f"{way['peak_mb']:,}" if "peak_mb" in way else ""
+            rows.append(
+                (
+                    model,
+                    name,
+                    f"{way['seconds']:.2f}",
+                    f"{way['times_ours']:.2f}",
+                    f"{way['encodes']:,}",
+                    f"{way['prefill_tokens']:,}",
+                    f"{way['decode_tokens']:,}",
+                    memory,
+                )
+            )
+    head = ("model", "way", "seconds", "times ours", "pictures", "prompt tokens", "decoded", "peak MB")
+    return markdown_table(head, rows)
+
+
+def run_comparison(description: str, measure: Callable[..., dict[str, Any]]) -> None:
+    """The command line of generation.py and judging.py: print the table; --json writes the figures.
+
+    measure: called with a scratch folder, the folder of the questions, their number and `wide`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--questions", type=int, default=64)
+    parser.add_argument("--data", type=Path, help="A folder that `clincot render` wrote.")
+    parser.add_argument("--no-wide", action="store_true", help="Leave out the model of 38 million parameters.")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        data = arguments.data or work / "data"
+        figures = measure(work, data, arguments.questions, wide=not arguments.no_wide)
+    print(render_ways(figures))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def describe_ways(ways: Sequence[MeasuredWay], floor: Floor) -> dict[str, Any]:

@@ -8,20 +8,17 @@ probability of yes, as LLM-as-a-judge procedures do; its scores are other ones, 
 
 from __future__ import annotations
 
-import argparse
-import json
-import tempfile
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bench_material import JUDGE, POLICY, ask_regions, build_wide_model, render_questions, resolve_shipped
-from benchmarks.generation import WIDE_REGIONS, render_ways, write_answers
-from benchmarks.inference_ways import MeasuredWay, describe_ways, load_unshared, measure_floor, measure_way
+from benchmarks.generation import WIDE_REGIONS, build_answer_prompts, write_answers
+from benchmarks.inference_ways import MeasuredWay, describe_ways, load_ways, measure_floor, measure_way, run_comparison
 from clincot.generation.grounders import draw_random_square
 from clincot.models.vlm import VisionLanguageModel
-from clincot.prompts import ChainStep, Conversation, chain_prompt, judge_prompt, rating_prompt
+from clincot.prompts import Conversation, judge_prompt, rating_prompt
 
 _RATING_TOKENS = 6  # of "10/10" and the end of the turn
 
@@ -30,13 +27,11 @@ def compare_scores(checkpoint: Path, asked: Sequence[Conversation]) -> dict[str,
     """Figures of all ways, and how far their scores are apart."""
     ways: list[MeasuredWay] = []
     scores: list[list[float | None]] = []
-    models = {
-        "one by one": load_unshared(checkpoint, 1),
-        "batches of 8": load_unshared(checkpoint, 8),
-        "ours": VisionLanguageModel(checkpoint),
-    }
+    models = load_ways(checkpoint)
     rated = [rating_prompt(conversation) for conversation in asked]
-    ratings, _ = measure_way("ratings", models["batches of 8"], lambda one: write_ratings(one, rated))
+    ratings, _ = measure_way(
+        "ratings", models["batches of 8"], lambda one: write_answers(one, rated, max_new_tokens=_RATING_TOKENS)
+    )
     for name, model in models.items():
         way, values = measure_way(name, model, lambda one: one.p_yes(asked))
         ways.append(way)
@@ -48,10 +43,6 @@ def compare_scores(checkpoint: Path, asked: Sequence[Conversation]) -> dict[str,
         "largest_difference": max(_measure_difference(other, scores[-1]) for other in scores[:-1]),
         "ways": describe_ways([ratings, *ways], floor),
     }
-
-
-def write_ratings(model: VisionLanguageModel, asked: Sequence[Conversation]) -> object:
-    return model.generate(asked, max_new_tokens=_RATING_TOKENS, temperature=0.0, seeds=[0] * len(asked))
 
 
 def _measure_difference(a: Sequence[float | None], b: Sequence[float | None]) -> float:
@@ -72,12 +63,7 @@ def build_demo_prompts(folder: Path, judge: Path, questions: int) -> list[Conver
     material = ask_regions(folder, policy, questions)
     by_id = {question.id: question for question in material.questions}
     views = VisionLanguageModel(judge).views
-    asked = []
-    for region in material.regions:
-        question = by_id[region.question]
-        step = ChainStep(question.asked_text, region.box, region.grounder == "written")
-        asked.append(chain_prompt(material.studies[question.study], folder, policy.views, [step]))
-    answers = write_answers(policy, asked)
+    answers = write_answers(policy, build_answer_prompts(material, policy))
     prompts = []
     for region, answer in zip(material.regions, answers, strict=True):
         question = by_id[region.question]
@@ -113,20 +99,7 @@ def measure_judging(work: Path, data: Path, questions: int, *, wide: bool = True
 
 
 def main() -> None:
-    """Print the table; --json writes the figures."""
-    parser = argparse.ArgumentParser(description="Compare ways to score candidates.")
-    parser.add_argument("--questions", type=int, default=64)
-    parser.add_argument("--data", type=Path, help="A folder that `clincot render` wrote.")
-    parser.add_argument("--no-wide", action="store_true", help="Leave out the model of 38 million parameters.")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        data = arguments.data or work / "data"
-        figures = measure_judging(work, data, arguments.questions, wide=not arguments.no_wide)
-    print(render_ways(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    run_comparison("Compare ways to score candidates.", measure_judging)
 
 
 if __name__ == "__main__":

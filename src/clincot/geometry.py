@@ -111,6 +111,12 @@ def cut_out_region(mask: RegionMask | None, outside: Surroundings) -> Cutout | N
     return None if mask is None or outside == "shown" else Cutout(mask=mask, outside=outside)
 
 
+def has_proportions(size: tuple[int, int], width: int, height: int) -> bool:
+    """Whether rows and columns of a mask (`size`) have the proportions of an image, to the pixel."""
+    rows, columns = size
+    return abs(columns - rows * width / height) <= 1 or abs(rows - columns * height / width) <= 1
+
+
 def encode_runs(runs: Iterable[int]) -> str:
     """Compress run lengths to text, as COCO does.
 
@@ -213,11 +219,19 @@ def crop_square(box: Box, *, min_side: float, aspect: float = 1.0) -> Box:
         raise ValueError(f"min_side is a fraction of the image in (0, 1], got {min_side}")
     shorter = min(aspect, 1.0)  # lengths are in units of the image's height
     side = max((box.x1 - box.x0) * aspect, box.y1 - box.y0, min_side * shorter)
-    width, height = min(side / aspect, 1.0), min(side, 1.0)
-    cx, cy = box.center
-    x0 = min(max(cx - width / 2, 0.0), 1.0 - width)
-    y0 = min(max(cy - height / 2, 0.0), 1.0 - height)
+    return _place_around(box.center, min(side / aspect, 1.0), min(side, 1.0))
+
+
+def _place_around(center: tuple[float, float], width: float, height: float) -> Box:
+    """The box of this size around a point, shifted to be inside the image."""
+    x, y = center
+    x0, y0 = min(max(x - width / 2, 0.0), 1.0 - width), min(max(y - height / 2, 0.0), 1.0 - height)
     return box_from_xyxy((x0, y0, x0 + width, y0 + height))
+
+
+def measure_square(side: float, *, aspect: float) -> tuple[float, float]:
+    """Width and height, as shares of the image's, of a square (in pixels) whose side is a share of its shorter side."""
+    return side * min(aspect, 1.0) / aspect, side * min(aspect, 1.0)
 
 
 def choose_view_side(box: Box) -> float:
@@ -246,10 +260,7 @@ def fit_view_square(box: Box, *, aspect: float = 1.0) -> Box:
     side = fit_view_side(box, aspect=aspect)
     if side > 0.5:
         return crop_square(box, min_side=side, aspect=aspect)
-    width, height = side * min(aspect, 1.0) / aspect, side * min(aspect, 1.0)
-    x, y = box.center
-    x0, y0 = min(max(x - width / 2, 0.0), 1.0 - width), min(max(y - height / 2, 0.0), 1.0 - height)
-    return box_from_xyxy((x0, y0, x0 + width, y0 + height))
+    return _place_around(box.center, *measure_square(side, aspect=aspect))
 
 
 def box_to_text(box: Box) -> str:

@@ -26,7 +26,7 @@ from prometheus_client.metrics import Counter, Histogram, MetricWrapperBase
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from benchmarks.generation import render_ways
+from benchmarks.inference_ways import render_ways
 from benchmarks.scaling import render_scaling
 from benchmarks.speed import PARTS, read_figures
 from benchmarks.training import render_training

@@ -18,8 +18,7 @@ from typing import Any, Literal, Protocol
 
 from clincot.errors import InvalidInput
 
-TrackerName = Literal["mlflow", "tensorboard", "wandb"]
-_PACKAGES: dict[TrackerName, str] = {"mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "wandb"}
+TrackerName = Literal["mlflow", "tensorboard", "wandb"]  # also the names of their packages
 _RUN_TAG = "clincot.run"  # finds the run of an earlier process in MLflow
 _MAX_PARAM_CHARS = 500  # MLflow's server allows 6000, its older ones 500
 _BATCH = 100  # most params in one request to MLflow
@@ -51,7 +50,7 @@ class Tracker(Protocol):
 def check_trackers(names: Iterable[TrackerName], *, setting: str) -> None:
     """Raise InvalidInput for a tracker whose package is not installed. setting: the parameter that names it."""
     for name in names:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
+        if importlib.util.find_spec(name) is None:
             raise InvalidInput(
                 f"{setting} has {name}, whose package is not installed here; run pip install 'clincot[tracking]', or "
                 f"leave {name} out"

@@ -300,8 +300,7 @@ class _FrameReader:
         """Render frames that no earlier call rendered, and inspect their pictures."""
         known = [self._files.unusable.get(self._files.listing[job.number - 1]) for job in jobs]
         fresh = [job for job, reason in zip(jobs, known, strict=True) if reason is None]
-        pool = self._pool.start_pool(len(fresh))
-        rendered = iter(map(self._convert, fresh) if pool is None else pool.map(self._convert, fresh, chunksize=4))
+        rendered = self._pool.run_jobs(self._convert, fresh)
         results = [next(rendered) if reason is None else UnusedDicom(reason=str(reason)) for reason in known]
         self._images.inspect_all(result.png for result in results if isinstance(result, ConvertedDicom))
         for job, result in zip(jobs, results, strict=True):

@@ -261,8 +261,8 @@ class _ImageFinder:
             for image, path in zip(images, found, strict=True)
             if isinstance(path, Path)
         ]
-        pool = self._pool.start_pool(sum(path.suffix.lower() in _DICOM_SUFFIXES for path, _ in jobs))
-        results = iter(map(_open_image, jobs) if pool is None else pool.map(_open_image, jobs, chunksize=4))
+        to_render = sum(path.suffix.lower() in _DICOM_SUFFIXES for path, _ in jobs)
+        results = self._pool.run_jobs(_open_image, jobs, heavy=to_render)
         return [path if isinstance(path, InvalidRow) else next(results) for path in found]
 
     def _find(self, image: _MarkedImage) -> Path | InvalidRow:

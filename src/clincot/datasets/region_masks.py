@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clincot.fields import PositiveInt
-from clincot.geometry import Box, RegionMask, encode_runs
+from clincot.geometry import Box, RegionMask, encode_runs, has_proportions
 from clincot.images import DEFAULT_LIMITS, draw_polygons, encode_mask, measure_mask
 from clincot.jsonl import format_validation_error
 from clincot.records import Study
@@ -73,13 +73,8 @@ def derive_boxes(masks: Sequence[RegionMask], boxes: Sequence[Box]) -> tuple[Box
 def find_mask_fault(masks: Sequence[RegionMask | None], study: Study) -> str:
     """Why masks cannot cover the study's image; "" if they can."""
     for mask in masks:
-        if mask is None:
-            continue
-        height, width = mask.size
-        if (
-            abs(width - height * study.width / study.height) > 1
-            and abs(height - width * study.height / study.width) > 1
-        ):
+        if mask is not None and not has_proportions(mask.size, study.width, study.height):
+            height, width = mask.size
             return (
                 f"masks: expected the image's proportions ({study.width} x {study.height}), got {width} x {height}; "
                 "state the size of the image on which the mask was drawn"

@@ -268,9 +268,7 @@ def _load_json(path: Path) -> list[object]:
 def _read_all_detections(source: Path, names: Sequence[str], pool: WorkerPool) -> dict[str, ImageDetections]:
     read = partial(read_detections, values=read_mask_values(source / "mask.txt"))
     folders = [(source / "imgs" / name).parent for name in names]
-    workers = pool.start_pool(len(folders))
-    results = map(read, folders) if workers is None else workers.map(read, folders, chunksize=4)
-    progress = tqdm(results, total=len(folders), desc="SLAKE boxes", unit="image", disable=None)
+    progress = tqdm(pool.run_jobs(read, folders), total=len(folders), desc="SLAKE boxes", unit="image", disable=None)
     return dict(zip(names, progress, strict=True))
 
 

@@ -93,7 +93,10 @@ class ServiceSettings(FrozenConfig):
     ] = "0.0.0.0"
     grpc: Annotated[
         bool,
-        Field(description="Whether the Services of the pods have port 8081 for the V2 protocol over gRPC, too."),
+        Field(
+            description="Whether the Services of the pods have port 8081 for the V2 protocol over gRPC, too.",
+            exclude_if=lambda value: not value,  # settings of versions without this field keep their digests
+        ),
     ] = False
     replicas: Annotated[int, Field(ge=1)] = 1
     resources: ResourceRequirements = Field(

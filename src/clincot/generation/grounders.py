@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from clincot.generation.hypotheses import NORMAL
 from clincot.generation.masks import extract_map_regions
-from clincot.geometry import WHOLE_IMAGE, Box, RegionForm, box_from_xyxy, parse_region
+from clincot.geometry import WHOLE_IMAGE, Box, RegionForm, box_from_xyxy, measure_square, parse_region
 from clincot.models.protocols import (
     GroundedRegion,
     GroundingQuery,
@@ -251,7 +251,7 @@ def draw_random_square(seed: int, side: float, *, aspect: float = 1.0) -> Box:
     """
     if side >= 1:
         return WHOLE_IMAGE
-    width, height = side * min(aspect, 1.0) / aspect, side * min(aspect, 1.0)
+    width, height = measure_square(side, aspect=aspect)
     x0, y0 = np.random.default_rng(seed).uniform(0, (1 - width, 1 - height))
     return box_from_xyxy((x0, y0, x0 + width, y0 + height))
 

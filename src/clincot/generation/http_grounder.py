@@ -20,14 +20,14 @@ Regions with a mask keep it (records.Region.mask).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clincot.clients.http import NO_RETRIES, JsonClient, encode_png_base64, read_api_key, validate_url
-from clincot.generation.masks import MIN_AREA, sort_by_confidence
+from clincot.generation.masks import MIN_AREA, select_regions
 from clincot.generation.reply_masks import (
     RleReply,
     UnusableRegion,
@@ -122,7 +122,7 @@ class HttpGrounder:
                 except UnusableRegion as error:
                     where = f"POST {self.url} ({study.image})"
                     raise client.build_error(where, _EXPECTED_REPLY, f"at regions.{position}: {error}") from None
-        return [_select_regions(names, regions) for names in hypotheses]
+        return [select_regions(names, regions) for names in hypotheses]
 
     def _parse_region(self, region: _RegionReply, study: Study) -> Iterator[GroundedRegion]:
         given = [name for name in ("box", "mask", "rle") if getattr(region, name) is not None]
@@ -139,14 +139,6 @@ class HttpGrounder:
         elif region.rle is not None:
             grey_HW = decode_rle_mask(region.rle, study.width, study.height)
         yield from iter_mask_regions(region.hypothesis, grey_HW, confidence, min_area=self._min_area)
-
-
-def _select_regions(hypotheses: Sequence[str], regions: Mapping[str, Sequence[GroundedRegion]]) -> list[GroundedRegion]:
-    """The regions of one question's hypotheses, best first."""
-    selected: list[GroundedRegion] = []
-    for hypothesis in dict.fromkeys(hypotheses):
-        selected += regions.get(hypothesis, ())
-    return sort_by_confidence(selected)
 
 
 def _parse_box(numbers: Sequence[float]) -> Box:

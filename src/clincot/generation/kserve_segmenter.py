@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clincot.clients.http import NO_RETRIES, JsonClient, encode_png_base64, read_api_key, validate_url
-from clincot.generation.masks import MIN_AREA, sort_by_confidence
+from clincot.generation.masks import MIN_AREA, select_regions
 from clincot.generation.reply_masks import (
     RleReply,
     UnusableRegion,
@@ -92,11 +92,7 @@ class KserveSegmenter:
         for study, group in group_by_study(queries):
             findings = collect_findings(group)
             found = self._segment(study, findings, folder) if findings else {}
-            for query in group:
-                of_query: list[GroundedRegion] = []
-                for hypothesis in dict.fromkeys(query.hypotheses):
-                    of_query += found.get(hypothesis, ())
-                regions.append(sort_by_confidence(of_query))
+            regions += [select_regions(query.hypotheses, found) for query in group]
         return regions
 
     def _segment(self, study: Study, findings: Sequence[str], folder: Path) -> dict[str, list[GroundedRegion]]:

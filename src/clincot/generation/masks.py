@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,14 @@ def split_mask(
 def sort_by_confidence(regions: Iterable[GroundedRegion]) -> list[GroundedRegion]:
     """Sort by confidence, highest first; ties by position (leftmost, then topmost), then by hypothesis."""
     return sorted(regions, key=lambda region: (-region.confidence, region.box.xyxy, region.hypothesis))
+
+
+def select_regions(hypotheses: Iterable[str], regions: Mapping[str, Sequence[GroundedRegion]]) -> list[GroundedRegion]:
+    """The regions of one question's hypotheses, best first (sort_by_confidence)."""
+    selected: list[GroundedRegion] = []
+    for hypothesis in dict.fromkeys(hypotheses):
+        selected += regions.get(hypothesis, ())
+    return sort_by_confidence(selected)
 
 
 def deduplicate_regions(

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clincot.generation.masks import split_mask
-from clincot.geometry import RegionMask, encode_runs
+from clincot.geometry import RegionMask, encode_runs, has_proportions
 from clincot.images import DEFAULT_LIMITS, decode_mask, encode_mask
 from clincot.jsonl import format_validation_error
 from clincot.models.protocols import GroundedRegion
@@ -113,7 +113,7 @@ def check_confidence(confidence: float | None) -> float | None:
 def check_proportions(shape: tuple[int, ...], width: int, height: int) -> None:
     """Raise UnusableRegion unless a mask of `shape` (rows, columns) has the image's proportions, to the pixel."""
     rows, columns = shape
-    if abs(columns - rows * width / height) > 1 and abs(rows - columns * height / width) > 1:
+    if not has_proportions((rows, columns), width, height):
         raise UnusableRegion(
             f"expected a mask of the image's proportions ({width} x {height}), got {columns} x {rows}; a padded or "
             "stretched mask cannot be placed"

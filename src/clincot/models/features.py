@@ -19,6 +19,7 @@ from clincot.models.encoding import (
     batch_pictures,
     concatenate_pictures,
 )
+from clincot.models.work_count import WorkCount
 from clincot.prompts import ImageView
 
 # Shape suffixes: F frames, T tokens of a frame or picture, H hidden size.
@@ -76,7 +77,8 @@ class PictureFeatures:
     `output` selects the features: "pooler_output" is the image tokens as the language model gets them, and
     "last_hidden_state" is the tower's output before the connector. Models in this process with equal vision weights and
     image processors share one cache: a round trains the language side, so champion and challenger have the same tower.
-    The cache is valid only while these weights do not change. kept_mb: by default 256, or 5 % of a GPU's memory.
+    The cache is valid only while these weights do not change. kept_mb: by default 256, or 5 % of a GPU's memory. work:
+    where pictures that are encoded are counted.
     """
 
     def __init__(
@@ -86,11 +88,12 @@ class PictureFeatures:
         *,
         output: FeatureOutput = "pooler_output",
         kept_mb: int | None = None,
+        work: WorkCount | None = None,
     ) -> None:
         self.model, self.encoder, self.output = model, encoder, output
-        self.encoded = 0  # pictures that were computed
+        self.work = work or WorkCount()
         self._kept_bytes = (_choose_cache_mb(model.device) if kept_mb is None else kept_mb) << 20
-        self._features: OrderedDict[str, PictureFeature] | None = None
+        self._features: _FeatureCache | None = None
 
     def __call__(self, pictures: Sequence[ImageView]) -> torch.Tensor:
         """(F, T, H) features of the pictures' frames, in order; each distinct picture is encoded once.
@@ -109,14 +112,10 @@ class PictureFeatures:
         suffixes = ("", "" if self.encoder.pictures_are_independent else _ALONE)
         keyed = [(f"{picture.key}{suffixes[alone]}", picture) for picture, alone in shown]
         missing = {key: picture for key, picture in keyed if key not in cache}
-        cache.update(self._compute_features(missing))
-        for key, _ in keyed:
-            cache.move_to_end(key)
-        features = [cache[key] for key, _ in keyed]
-        if missing:
-            size = sum(feature.nbytes for feature in cache.values())
-            while size > self._kept_bytes and len(cache) > 1:
-                size -= cache.popitem(last=False)[1].nbytes
+        for key, feature in self._compute_features(missing):
+            cache.add(key, feature)
+        features = [cache.use(key) for key, _ in keyed]
+        cache.shrink(self._kept_bytes)
         return features
 
     def build_outputs(self, features: Sequence[PictureFeature]) -> BaseModelOutputWithPooling:
@@ -132,17 +131,17 @@ class PictureFeatures:
         layers = [list(layer) for layer in zip(*of_pictures, strict=True)]
         return BaseModelOutputWithDeepstackFeatures(pooler_output=pooled, deepstack_features=layers)
 
-    def _get_cache(self) -> OrderedDict[str, PictureFeature]:
+    def _get_cache(self) -> _FeatureCache:
         if self._features is None:
             processing = self.encoder.processor.image_processor.to_json_string()
             key = _hash_vision_weights(self.model, self.output, processing)
-            self._features = _FEATURE_CACHES.setdefault(key, OrderedDict())
+            self._features = _FEATURE_CACHES.setdefault(key, _FeatureCache())
         return self._features
 
     def _compute_features(self, missing: dict[str, ImageView]) -> Iterator[tuple[str, PictureFeature]]:
         if not missing:
             return
-        self.encoded += len(missing)
+        self.work.encodes += len(missing)
         if not self.encoder.pictures_are_independent:
             yield from self._compute_dependent(missing)
             return
@@ -204,7 +203,35 @@ def list_shown(conversations: Sequence[EncodedConversation]) -> list[tuple[Image
     return shown
 
 
-_FEATURE_CACHES: dict[str, OrderedDict[str, PictureFeature]] = {}
+class _FeatureCache:
+    """Features by key, the most recently used last, and their size together."""
+
+    def __init__(self) -> None:
+        self._features: OrderedDict[str, PictureFeature] = OrderedDict()
+        self._nbytes = 0
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._features
+
+    def add(self, key: str, feature: PictureFeature) -> None:
+        self._features[key] = feature
+        self._nbytes += feature.nbytes
+
+    def use(self, key: str) -> PictureFeature:
+        self._features.move_to_end(key)
+        return self._features[key]
+
+    def shrink(self, most_bytes: int) -> None:
+        """Drop what was used longest ago; the last one stays, however large it is."""
+        while self._nbytes > most_bytes and len(self._features) > 1:
+            self._nbytes -= self._features.popitem(last=False)[1].nbytes
+
+    def clear(self) -> None:
+        self._features.clear()
+        self._nbytes = 0
+
+
+_FEATURE_CACHES: dict[str, _FeatureCache] = {}
 
 
 def clear_feature_caches() -> None:

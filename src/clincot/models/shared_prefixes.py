@@ -110,6 +110,7 @@ class SharedPrefixes:
         self._blocks = model.config.model_type in _IMAGE_BLOCK_FAMILIES
         self._window: int | None = getattr(self._text, "sliding_window", None)
         self._layered = self._text.model_type == "gemma3_text"  # each kind of layer has a mask of its own
+        self._three_positions = hasattr(model.model, "get_rope_index")  # Qwen's frame, row and column of a token
         if self._text.model_type not in ("mistral", "gemma3_text"):
             self._window = None  # Qwen's configs name one that no layer has
 
@@ -191,7 +192,7 @@ class SharedPrefixes:
         Qwen's positions of an image token are three, its frame, row and column; they come from its own method.
         """
         members = _list_members(trees)
-        if not hasattr(self.model.model, "get_rope_index"):
+        if not self._three_positions:
             return depths_RT, torch.tensor([len(layout.encoded[index].ids) for index in members])
         grids = {picture.key: feature.grid for (picture, _), feature in zip(shown, features, strict=True)}
         encoded = [layout.encoded[index] for index in members]
@@ -220,7 +221,6 @@ class SharedPrefixes:
         logprobs: list[list[float]] = [[] for _ in ids]
         rows = list(range(len(ids)))  # the conversation of each row of the batch
         going = torch.ones(len(ids), dtype=torch.bool, device=device)
-        three = hasattr(self.model.model, "get_rope_index")
         for step in range(max_new_tokens):
             scores_BV = running.logits if sampler is None else sampler(None, running.logits)
             chosen_B = scores_BV.argmax(-1)
@@ -240,7 +240,7 @@ class SharedPrefixes:
                 if sampler is not None:
                     sampler.keep_rows(kept.tolist())
             positions_B = running.next_positions + step
-            position_ids = positions_B[:, None].expand(3, -1, -1) if three else positions_B[:, None]
+            position_ids = positions_B[:, None].expand(3, -1, -1) if self._three_positions else positions_B[:, None]
             with torch.inference_mode():
                 running.logits = self.model(
                     input_ids=chosen_B[:, None],
@@ -336,11 +336,8 @@ class _Layout:
         self.starts: Indices = np.concatenate([[0], lengths.cumsum()[:-1]]).astype(np.int64)
         self.ids: Indices = np.concatenate([np.array(one.ids, dtype=np.int64) for one in encoded])
         is_image = np.concatenate(self.keys) < 0
-        counts: list[int] = []
-        self.pictures: list[tuple[ImageView, bool]] = []
-        for one in encoded:
-            counts += one.picture_tokens
-            self.pictures += [(picture, len(one.pictures) == 1) for picture in one.pictures]
+        counts = list(chain.from_iterable(one.picture_tokens for one in encoded))
+        self.pictures = list_shown(encoded)
         self.blocks: Indices = np.full(len(self.ids), -1, np.int64)
         self.blocks[is_image] = np.repeat(np.arange(len(counts)), counts)
         self.picture_at: Indices = np.full(len(self.ids), -1, np.int64)

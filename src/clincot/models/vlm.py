@@ -83,7 +83,7 @@ class VisionLanguageModel:
         self.encoder = build_checked_encoder(self.path, processor, end_ids=list_end_ids(self.model))
         self.shares_features: bool = self.model.config.model_type in SHARED_FEATURE_FAMILIES
         self.has_frames: bool = self.model.config.model_type in FRAME_FEATURE_FAMILIES
-        self._features = PictureFeatures(self.model, self.encoder, kept_mb=features_mb)
+        self._features = PictureFeatures(self.model, self.encoder, kept_mb=features_mb, work=self.work)
         self.unshared_reason = find_unshared_reason(self.model.config)  # why beginnings are not shared; "" if they are
         self._shared = SharedPrefixes(self.model, self.encoder, self._features, self.work, batch_size=batch_size)
 
@@ -118,7 +118,7 @@ class VisionLanguageModel:
         if not conversations:
             return []
         encoded = self._encode_prompts(conversations, new_tokens=max_new_tokens)
-        write = self._write_shared if not self.unshared_reason else self._write_batches
+        write = self._write_batches if self.unshared_reason else self._shared.generate_replies
         replies: dict[int, Generation] = {}
         written = write(encoded, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
         for index, reply in self._show_progress(written, len(encoded), "writing"):
@@ -133,8 +133,11 @@ class VisionLanguageModel:
             return []
         _ = self.yes_no_ids  # raises for a tokenizer without yes and no
         encoded = self._encode_prompts(conversations, new_tokens=1)
-        score = self._score_shared if not self.unshared_reason else self._score_batches
-        scores = dict(self._show_progress(score(encoded), len(encoded), "scoring"))
+        if self.unshared_reason:
+            scored = self._score_batches(encoded)
+        else:
+            scored = self._shared.score_conversations(encoded, self._read_yes_no)
+        scores = dict(self._show_progress(scored, len(encoded), "scoring"))
         return [scores[index] for index in range(len(encoded))]
 
     def _read_yes_no(self, logits_BV: torch.Tensor) -> list[float | None]:
@@ -148,39 +151,28 @@ class VisionLanguageModel:
         scores = zip(p_yes_B.tolist(), mass_B.tolist(), strict=True)
         return [round(p_yes, 6) if mass >= MIN_YES_NO_MASS else None for p_yes, mass in scores]
 
-    def _score_shared(self, encoded: Sequence[EncodedConversation]) -> Iterator[tuple[int, float | None]]:
-        with self._count_encodes():
-            yield from self._shared.score_conversations(encoded, self._read_yes_no)
-
     def _score_batches(self, encoded: Sequence[EncodedConversation]) -> Iterator[tuple[int, float | None]]:
-        size = min(self.batch_size, _WHOLE_BATCH)
-        for start in range(0, len(encoded), size):
-            logp_BV = self.compute_next_token_logprobs(encoded[start : start + size])
-            yield from enumerate(self._read_yes_no(logp_BV), start)
-
-    def _write_shared(
-        self, encoded: Sequence[EncodedConversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
-    ) -> Iterator[tuple[int, Reply]]:
-        with self._count_encodes():
-            yield from self._shared.generate_replies(
-                encoded, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds
-            )
+        for batch in self._iter_slices(len(encoded)):
+            yield from enumerate(self._read_yes_no(self._compute_next_logits(encoded[batch])), batch.start)
 
     def _write_batches(
         self, encoded: Sequence[EncodedConversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> Iterator[tuple[int, Reply]]:
+        for batch in self._iter_slices(len(encoded)):
+            replies = self._write_batch(encoded[batch], seeds[batch], max_new_tokens, temperature)
+            yield from enumerate(replies, batch.start)
+
+    def _iter_slices(self, count: int) -> Iterator[slice]:
+        """Yield the batches of conversations that are computed as a whole."""
         size = min(self.batch_size, _WHOLE_BATCH)
-        for start in range(0, len(encoded), size):
-            batch = slice(start, start + size)
-            yield from enumerate(self._write_batch(encoded[batch], seeds[batch], max_new_tokens, temperature), start)
+        for start in range(0, count, size):
+            yield slice(start, start + size)
 
     def compute_answer_logprobs(self, conversations: Sequence[Conversation]) -> list[float]:
         """The sum of the log-probabilities (nats) of each conversation's action tokens."""
         out: list[float] = []
-        size = min(self.batch_size, _WHOLE_BATCH)
-        for start in range(0, len(conversations), size):
-            batch = conversations[start : start + size]
-            encoded = [self.encoder.encode(conversation) for conversation in batch]
+        for batch in self._iter_slices(len(conversations)):
+            encoded = [self.encoder.encode(conversation) for conversation in conversations[batch]]
             inputs = self._build_inputs(encoded, side="right")
             with torch.inference_mode():
                 logits_BTV = self.model(**inputs).logits
@@ -208,9 +200,7 @@ class VisionLanguageModel:
         mean_H = last_BTH.mean((0, 1))
         side = math.isqrt(last_BTH.shape[1])
         out: list[npt.NDArray[np.float32]] = []
-        size = min(self.batch_size, _WHOLE_BATCH)
-        for start in range(0, len(encoded), size):
-            batch = slice(start, start + size)
+        for batch in self._iter_slices(len(encoded)):
             evidence_BT = self._integrate_gradients(encoded[batch], last_BTH[batch], mean_H)
             out += list(evidence_BT.reshape(-1, side, side).float().cpu().numpy())
         return out
@@ -237,11 +227,15 @@ class VisionLanguageModel:
 
     def compute_next_token_logprobs(self, encoded: Sequence[EncodedConversation]) -> torch.Tensor:
         """(B, V) log-probabilities of the token that follows each conversation."""
+        return torch.log_softmax(self._compute_next_logits(encoded).float(), dim=-1)
+
+    def _compute_next_logits(self, encoded: Sequence[EncodedConversation]) -> torch.Tensor:
+        """(B, V) logits of the token that follows each conversation, each computed as a whole."""
         inputs = self._build_inputs(encoded, side="left")
         self.work.prefill_tokens += sum(len(one.ids) for one in encoded)
         with torch.inference_mode():
-            logits_BTV = self.model(**inputs, logits_to_keep=1).logits
-        return torch.log_softmax(logits_BTV[:, -1].float(), dim=-1)
+            logits_BV: torch.Tensor = self.model(**inputs, logits_to_keep=1).logits[:, -1]
+        return logits_BV
 
     def _write_batch(
         self, encoded: Sequence[EncodedConversation], seeds: Sequence[int], max_new_tokens: int, temperature: float
@@ -303,8 +297,7 @@ class VisionLanguageModel:
             inputs[self.encoder.type_key] = types.to(device)
         pictures = list(chain.from_iterable(one.pictures for one in encoded))
         if pictures and self.shares_features:
-            with self._count_encodes():
-                features = self._features.fetch(list_shown(encoded))
+            features = self._features.fetch(list_shown(encoded))
             inputs["mm_encoder_outputs"] = {"image": self._features.build_outputs(features)}
             grids = [feature.grid for feature in features if feature.grid is not None]
             if grids:
@@ -320,16 +313,7 @@ class VisionLanguageModel:
 
         For families with frames only.
         """
-        with self._count_encodes():
-            return self._features(pictures)
-
-    @contextmanager
-    def _count_encodes(self) -> Iterator[None]:
-        before = self._features.encoded
-        try:
-            yield
-        finally:
-            self.work.encodes += self._features.encoded - before
+        return self._features(pictures)
 
     def _show_progress(self, items: Iterator[T], total: int, what: str) -> Iterator[T]:
         """The items, with a progress bar if there are so many that it will move."""

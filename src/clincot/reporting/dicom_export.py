@@ -231,9 +231,7 @@ def _build_measurement_group(source: pydicom.Dataset, marked: _MarkedRegion) -> 
         parameters=[f"question: {marked.question}", f"region: {region.id}"],
     )
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.sr.TrackingIdentifier(
-            uid=generate_uid(entropy_srcs=[str(source.SOPInstanceUID), region.id]), identifier=region.id
-        ),
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=_make_tracking_uid(source, region), identifier=region.id),
         referenced_region=polyline,
         finding_type=_code_finding(region.hypothesis),
         algorithm_id=algorithm,
@@ -289,7 +287,7 @@ def _build_segmentation(source: pydicom.Dataset, marked: Sequence[_MarkedRegion]
                 segmented_property_type=_code_finding(one.region.hypothesis),
                 algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
                 algorithm_identification=algorithm,
-                tracking_uid=generate_uid(entropy_srcs=[str(source.SOPInstanceUID), one.region.id]),
+                tracking_uid=_make_tracking_uid(source, one.region),
                 tracking_id=one.region.id,
             )
         )
@@ -335,6 +333,11 @@ def _make_uids(source: pydicom.Dataset, marked: Sequence[_MarkedRegion], kind: O
     """UIDs of an object and of its series, which are functions of what they contain."""
     content = [kind, str(source.SOPInstanceUID), *(one.region.id for one in marked)]
     return {name: generate_uid(entropy_srcs=[name, *content]) for name in ("series", "instance")}
+
+
+def _make_tracking_uid(source: pydicom.Dataset, region: Region) -> str:
+    """The UID of a region, the same in the report and in the segmentation of an image."""
+    return str(generate_uid(entropy_srcs=[str(source.SOPInstanceUID), region.id]))
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from clincot.errors import InvalidInput
 from clincot.jsonl import read_json, read_json_model, write_json
 from clincot.judging.combination import PanelReport
 from clincot.records import BenchmarkReport, Decision, Interval, hash_json
-from clincot.training.term_summary import summarize_terms
+from clincot.training.term_summary import average_metric, select_last_steps, summarize_terms
 
 _log = logging.getLogger(__name__)
 
@@ -109,13 +109,8 @@ def _name_interval(name: str, interval: Interval) -> dict[str, float]:
 
 
 def _read_training(log: list[Mapping[str, Any]]) -> dict[str, float]:
-    tail = log[-max(1, len(log) // 10) :]
-    metrics = {}
-    for name in _TRAINING_METRICS:
-        values = [float(entry[name]) for entry in tail if name in entry]
-        if values:
-            metrics[f"training/{name}"] = sum(values) / len(values)
-    terms = summarize_terms(log)
-    shares = {"preference_share": terms.preference_share, "margin_share": terms.margin_share}
-    metrics |= {f"training/{name}": share for name, share in shares.items() if share is not None}
+    tail, terms = select_last_steps(log), summarize_terms(log)
+    averages = {name: average_metric(tail, name) for name in _TRAINING_METRICS}
+    averages |= {"preference_share": terms.preference_share, "margin_share": terms.margin_share}
+    metrics = {f"training/{name}": value for name, value in averages.items() if value is not None}
     return metrics | {"training/steps": float(len(log))}

@@ -15,6 +15,7 @@ from clincot.errors import UserError
 from clincot.jsonl import atomic_write, write_json
 from clincot.prompts import PromptFormat, save_prompt_format
 from clincot.training.resolved_settings import SETTINGS_FILE, ResolvedSettings, describe_settings
+from clincot.training.term_summary import select_last_steps
 
 LOG_FILE = "train_log.json"
 
@@ -119,7 +120,7 @@ def _save_adapter(model: Any, folder: Path) -> None:
 
 def average_last_steps(log: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Average every metric that each step has over the last tenth of the steps (at least one step)."""
-    tail = log[-max(1, len(log) // 10) :]
+    tail = select_last_steps(log)
     averages = {}
     for name in tail[-1]:
         if name not in {"step", "epoch", "learning_rate"} and all(name in entry for entry in tail):

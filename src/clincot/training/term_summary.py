@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 MIN_MARGIN_SHARE = 0.05  # sine of the angle (3 degrees) by which the margin turns the gradient; below it: plain DPO
 MIN_PREFERENCE_SHARE = 0.1  # of the gradient; below it the update is practically supervised training on the chosen side
@@ -71,18 +72,24 @@ class TermSummary:
 
 def summarize_terms(log: Sequence[Mapping[str, float]]) -> TermSummary:
     """Summarise the entries of train_log.json, one a step; an empty or foreign log gives a summary without values."""
-    tail = log[-max(1, len(log) // 10) :]
+    tail = select_last_steps(log)
     return TermSummary(
-        preference_share=_average(log, "preference_share"),
-        margin_share=_average(log, "margin_share"),
-        margin=_average(log, "margin_logits"),
+        preference_share=average_metric(log, "preference_share"),
+        margin_share=average_metric(log, "margin_share"),
+        margin=average_metric(log, "margin_logits"),
         largest_margin=max(_read(log, "margin_logits_max"), default=None),
-        beta_delta=_average(tail, "reward_margin"),
-        beta_delta_std=_average(tail, "reward_margin_std"),
+        beta_delta=average_metric(tail, "reward_margin"),
+        beta_delta_std=average_metric(tail, "reward_margin_std"),
     )
 
 
-def _average(entries: Sequence[Mapping[str, float]], name: str) -> float | None:
+def select_last_steps(log: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The last tenth of the steps, at least one; metrics at the end of a training are averaged over them."""
+    return log[-max(1, len(log) // 10) :]
+
+
+def average_metric(entries: Sequence[Mapping[str, float]], name: str) -> float | None:
+    """The mean of a metric over the steps that have it; None if none has."""
     values = _read(entries, name)
     return math.fsum(values) / len(values) if values else None
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from tqdm import tqdm
 
@@ -18,6 +18,9 @@ from clincot.datasets.near_duplicates import hash_image
 from clincot.errors import InvalidInput
 from clincot.images import DEFAULT_LIMITS, ImageLimits, InvalidImage, open_image
 from clincot.jsonl import hash_files
+
+J = TypeVar("J")
+R = TypeVar("R")
 
 MIN_POOL_JOBS = 64  # with fewer files, starting processes (about a second) takes longer than decoding
 
@@ -42,12 +45,15 @@ class WorkerPool:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def start_pool(self, jobs: int) -> ProcessPoolExecutor | None:
-        """Return the pool for this number of jobs, or None if running them in this process is as fast."""
-        if self._pool is None and self._count > 1 and jobs >= MIN_POOL_JOBS:
+    def run_jobs(self, run: Callable[[J], R], jobs: Sequence[J], *, heavy: int | None = None) -> Iterator[R]:
+        """Yield the result of each job, in order; in this process if starting others would take longer.
+
+        heavy: how many of the jobs take about as long as decoding an image; None: all of them.
+        """
+        if self._pool is None and self._count > 1 and (len(jobs) if heavy is None else heavy) >= MIN_POOL_JOBS:
             # spawn: a fork would copy locks that other threads hold, but not the threads that release them
             self._pool = ProcessPoolExecutor(self._count, mp_context=multiprocessing.get_context("spawn"))
-        return self._pool
+        return map(run, jobs) if self._pool is None else self._pool.map(run, jobs, chunksize=4)
 
 
 class ImageInspector:
@@ -62,8 +68,7 @@ class ImageInspector:
         """Decode all files that are not in the index yet; with a `label`, show a progress bar."""
         fresh = [path for path in dict.fromkeys(paths) if self._index.find_file(path) is None]
         inspect = partial(inspect_image, limits=self._limits)
-        pool = self._workers.start_pool(len(fresh))
-        results = map(inspect, fresh) if pool is None else pool.map(inspect, fresh, chunksize=4)
+        results = self._workers.run_jobs(inspect, fresh)
         progress = tqdm(results, total=len(fresh), desc=label, unit="image", disable=None if label else True)
         for path, facts in zip(fresh, progress, strict=True):
             self._index.remember_file(path, facts)
