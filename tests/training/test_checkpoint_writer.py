@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clincot.config import TrainConfig
+from clincot.models.checkpoint import hash_checkpoint
 from clincot.models.vlm import load_checkpoint
 from clincot.prompts import load_prompt_format
 from clincot.training.checkpoint_writer import (
@@ -58,6 +59,18 @@ def test_a_checkpoint_is_replaced_only_by_a_complete_one(policy_dir: Path, tmp_p
     added = {"train_log.json", "train_settings.json"}
     assert {p.name for p in policy_dir.iterdir()} | added == {p.name for p in out.iterdir()}
     assert not get_partial_folder(out).exists()
+
+
+def test_the_digest_does_not_depend_on_where_a_processor_was_loaded_from(policy_dir: Path, tmp_path: Path) -> None:
+    """transformers 5.19.0 forces local_files_only where HF_HUB_OFFLINE is set, and writes it into the tokenizer."""
+    model, processor = load_checkpoint(str(policy_dir))
+    digests = []
+    for offline in (False, True):
+        processor.tokenizer.init_kwargs["local_files_only"] = offline
+        out = tmp_path / str(offline)
+        save_checkpoint(model, processor, load_prompt_format(policy_dir), out, settings=SETTINGS, log=[{"loss": 1.0}])
+        digests.append(hash_checkpoint(out))
+    assert digests[0] == digests[1]
 
 
 def test_what_an_untold_run_left_behind_is_thrown_away(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from clincot.errors import InvalidInput
-from clincot.jsonl import hash_files
+from clincot.jsonl import hash_files, write_json
 
 ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 MERGE_REMEDY = "merge it first (peft: merge_and_unload) or give the merged checkpoint"
@@ -18,6 +19,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"  # of a published checkpoint
 # These files describe a checkpoint without affecting its answers, so the digest does not cover them.
 METADATA_FILES = frozenset({"record.json", "train_log.json", "train_settings.json", MANIFEST})
+_LOADING_OPTIONS = frozenset({"is_local", "local_files_only"})  # of a tokenizer; they do not affect what it does
 _DIGESTED_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})  # loading one executes its content
 
@@ -32,6 +34,18 @@ class UnsupportedCheckpoint(InvalidInput):
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(f"{problem}; {remedy}" if remedy else problem)
         self.problem, self.remedy = problem, remedy
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Write a processor's files with the same bytes wherever it was loaded from.
+
+    transformers (5.19.0, tokenization_utils_base.py) also writes with which options it was loaded, of
+    which `local_files_only` depends on the environment variable HF_HUB_OFFLINE. The digest covers these bytes.
+    """
+    processor.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {name: value for name, value in content.items() if name not in _LOADING_OPTIONS})
 
 
 def hash_checkpoint(path: Path) -> str:

@@ -18,6 +18,7 @@ from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefi
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from clincot.fields import FrozenModel
+from clincot.models.checkpoint import save_processor
 from clincot.prompts import PromptFormat, save_prompt_format
 
 FRAME_PX = 64
@@ -79,7 +80,7 @@ def build_tiny_model(out_dir: Path, spec: TinyModelSpec, corpus: Iterable[str]) 
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     out_dir.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out_dir, safe_serialization=True)
-    processor.save_pretrained(out_dir)
+    save_processor(processor, out_dir)
     save_prompt_format(
         out_dir, PromptFormat(wording="brief", whole_grid=2, whole_px=FRAME_PX, crop_px=FRAME_PX, min_crop=0.25)
     )

@@ -13,6 +13,7 @@ import torch
 
 from clincot.errors import UserError
 from clincot.jsonl import atomic_write, write_json
+from clincot.models.checkpoint import save_processor
 from clincot.prompts import PromptFormat, save_prompt_format
 from clincot.training.resolved_settings import SETTINGS_FILE, ResolvedSettings, describe_settings
 from clincot.training.term_summary import select_last_steps
@@ -95,7 +96,7 @@ def save_checkpoint(
         converted = {id(tensor): tensor.to(dtype) for tensor in weights.values()}
         state_dict = {name: converted[id(tensor)] for name, tensor in weights.items()}
         model.save_pretrained(partial, state_dict=state_dict, safe_serialization=True)
-    processor.save_pretrained(partial)
+    save_processor(processor, partial)
     save_prompt_format(partial, views)
     with atomic_write(partial / LOG_FILE) as file:
         json.dump(list(log), file, indent=1)

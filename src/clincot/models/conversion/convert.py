@@ -27,7 +27,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from clincot import __version__
 from clincot.fields import FrozenModel
 from clincot.jsonl import hash_files, write_json
-from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint
+from clincot.models.checkpoint import UnsupportedCheckpoint, hash_checkpoint, save_processor
 from clincot.models.conversion.original_families import OriginalFamily
 from clincot.models.conversion.tokenizer import IMAGE_TOKEN, read_tokenizer
 from clincot.models.conversion.vision_tower import VisionTower, plan_tower_weights, read_vision_tower
@@ -99,7 +99,7 @@ def convert_checkpoint(
         write_weights(planned, partial, config.text_config.vocab_size, max_shard_bytes)
         config.save_pretrained(partial)
         build_generation_config(source, tokenizer).save_pretrained(partial)
-        build_processor(original, family, tower, tokenizer).save_pretrained(partial)
+        save_processor(build_processor(original, family, tower, tokenizer), partial)
         write_json(partial / CONVERSION_RECORD, record.model_dump())
         partial.rename(out)
     except BaseException:
