@@ -130,6 +130,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "round_files": "Folder: the decision, and all files of the round.",
     "figures": "Verdict and accuracy, to compare runs.",
     "round_page": "Page of the round: images, figures, digests (HTML).",
+    "round_questions": "Folder: all questions of the round, to search, filter and sort (index.html).",
     "benchmark_table": "Benchmark table of the round (Markdown).",
     # values that a component returns
     "generate.Output": "sha256 of the list of the shards' files.",

@@ -16,15 +16,21 @@ from clincot.pipelines.params import decode_params
 from clincot.pipelines.round_files import RESULT_FILES, RoundContext, RoundFiles, name_files
 from clincot.pipelines.run_settings import TaskSettings
 from clincot.reporting.page import write_page
+from clincot.reporting.question_browser import write_question_browser
 from clincot.rounds import Plan, collect_results, render_results_table, start_run
 from clincot.runs.layout import ROUND_FILES
 from clincot.storage.artifacts import download_folder
 
+QUESTIONS_ARTIFACT = "round_questions"  # the component's output
+
 
 def write_round_page(
-    settings: TaskSettings, context: RoundContext, files: RoundFiles, *, page: Path, results: Path
+    settings: TaskSettings, context: RoundContext, files: RoundFiles, *, page: Path, results: Path, questions: Path
 ) -> None:
-    """Write the page (HTML) and the benchmark table (Markdown) of one round."""
+    """Write the page (HTML) and the benchmark table (Markdown) of one round, and a folder with all of its questions.
+
+    Kubeflow shows an HTML artifact without its neighbours, so the page names the folder's artifact instead of a link.
+    """
     sections, inputs = settings.sections, settings.inputs
     parsed = parse_config(
         Params, {name: decode_params(section) for name, section in sections.items()}, where="settings of the run"
@@ -46,7 +52,9 @@ def write_round_page(
         _link_round(run, context, files)
         gathered = collect_results(plan)
         write_json(run / "results.json", gathered)
-        write_page(run, page, title=f"ClinCoT: round {context.number}")
+        title = f"ClinCoT: round {context.number}"
+        write_question_browser(run, questions, title=title)
+        write_page(run, page, title=title, browser_artifact=QUESTIONS_ARTIFACT)
     with atomic_write(results) as file:
         file.write(render_results_table(gathered) + "\n")
 

@@ -587,12 +587,13 @@ def deploy(settings: str, *, digest: str, target: str, state: str) -> str:
         )
 
 
-def page(settings: str, context: RoundContext, files: RoundFiles, *, page: str, results: str) -> None:
-    """Render the page and the benchmark table of a round (`round_page.write_round_page`)."""
+def page(settings: str, context: RoundContext, files: RoundFiles, *, page: str, results: str, questions: str) -> None:
+    """Render the page, the benchmark table and all questions of a round (`round_page.write_round_page`)."""
     from clincot.pipelines.round_page import write_round_page
 
     with user_errors("page"):
-        write_round_page(read_task_settings(settings), context, files, page=Path(page), results=Path(results))
+        given = read_task_settings(settings)
+        write_round_page(given, context, files, page=Path(page), results=Path(results), questions=Path(questions))
 
 
 def select_champion(verdict: str, champion: str, challenger: str, output: str) -> None:

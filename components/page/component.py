@@ -15,6 +15,7 @@ def page(
     challenger: dsl.Input[dsl.Model],
     round_files: dsl.Input[dsl.Dataset],
     round_page: dsl.Output[dsl.HTML],
+    round_questions: dsl.Output[dsl.Dataset],
     benchmark_table: dsl.Output[dsl.Markdown],
     trained: dsl.Input[dsl.Model] = None,
 ):
@@ -32,6 +33,7 @@ def page(
 
     Returns:
         round_page: Page of the round: images, figures, digests (HTML).
+        round_questions: Folder: all questions of the round, to search, filter and sort (index.html).
         benchmark_table: Benchmark table of the round (Markdown).
     """
     from clincot.pipelines import round_files as layout
@@ -44,5 +46,12 @@ def page(
         champion_results=champion_results.path,
     )
     files = tasks.locate_round_files(round_files.path)
-    tasks.page(settings, context, files, page=round_page.path, results=benchmark_table.path)
+    tasks.page(
+        settings,
+        context,
+        files,
+        page=round_page.path,
+        results=benchmark_table.path,
+        questions=round_questions.path,
+    )
     round_page.metadata.update({"champion": policy, "round": str(context.number)})

@@ -339,7 +339,7 @@ def _is_open(peers: Any, url: str = "https://host") -> bool:
 def _is_far(url: str) -> bool:
     host = _split(url).hostname or ""
     service = re.match(r"[^.]+\.[^.]+\.svc($|\.)", host)
-    return bool(url) and not service and not re.fullmatch(r"[\d.]+|.*:.*", host)
+    return bool(url) and not service and not re.fullmatch(r"\d+(\.\d+){3}|.*:.*", host)
 
 
 def _find_port(url: str) -> int:

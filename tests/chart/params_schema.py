@@ -1,4 +1,4 @@
-"""Generate the schemas of pipeline.params and server.settings in values.schema.json from the program's own types.
+"""Generate the parts of values.schema.json that others define: the program's own types, and Kubernetes' forms.
 
     python -m tests.chart.readme --write      # writes it, together with the chart's README
 
@@ -15,6 +15,8 @@ import yaml
 from clincot.config import SECTION_NAMES, Params
 from clincot.config.server_settings import ServeSettings
 from clincot.deployment.service_settings import MEASURED_SETTINGS
+from tests.chart.kubernetes_schema import PREFIX as KUBERNETES_PREFIX
+from tests.chart.kubernetes_schema import build_kubernetes_definitions, insert_forms
 from tests.chart.rendering import CHART
 
 Json = dict[str, Any]
@@ -113,12 +115,14 @@ def require_defaults(schema: Json, values: Json, path: tuple[str, ...] = ()) -> 
 
 
 def render_schema() -> str:
-    """Return values.schema.json with up-to-date pipeline.params and server.settings, and all required keys."""
+    """Return values.schema.json with up-to-date parameters, settings and forms of Kubernetes, and all required keys."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     params, definitions = build_params_schema()
     schema["properties"]["pipeline"]["properties"]["params"] = params
     schema["properties"]["server"]["properties"]["settings"] = build_settings_schema()
     require_defaults(schema, yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8")))
-    kept = {name: one for name, one in schema["definitions"].items() if not name.startswith(PREFIX)}
-    schema["definitions"] = {**kept, **definitions}
+    generated = (PREFIX, KUBERNETES_PREFIX)
+    kept = {name: one for name, one in schema["definitions"].items() if not name.startswith(generated)}
+    schema["definitions"] = {**kept, **definitions, **build_kubernetes_definitions()}
+    insert_forms(schema)
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

@@ -70,11 +70,21 @@ def _shorten_group(version: str) -> str:
 
 @cache
 def _load_schema(version: str, name: str) -> Draft202012Validator:
-    release = [one for one in kubernetes_validate.utils.all_versions() if one.startswith(f"{version}.")][-1]
+    release = _find_release(version)
     schema, definitions = (_read_schema(release, file) for file in (name, "_definitions"))
     registry: Registry[Any] = Registry()
     registry = Resource.from_contents(schema) @ (Resource.from_contents(definitions) @ registry)
     return Draft202012Validator(schema, registry=registry)
+
+
+def load_kubernetes_definitions(version: str) -> Json:
+    """Return the forms of Kubernetes by their full names, as io.k8s.api.core.v1.NodeAffinity."""
+    found: Json = _read_schema(_find_release(version), "_definitions")["$defs"]
+    return found
+
+
+def _find_release(version: str) -> str:
+    return [one for one in kubernetes_validate.utils.all_versions() if one.startswith(f"{version}.")][-1]
 
 
 @cache

@@ -208,3 +208,164 @@ def test_helm_says_the_same(helm: str) -> None:
         assert (done.returncode == 0) is (path in MAY_BE_MISSING), path
         assert "nil pointer" not in done.stderr
         assert path in MAY_BE_MISSING or f"{path[-1]}" in done.stderr
+
+
+TERM = {
+    "labelSelector": {"matchLabels": {"app": "a"}, "matchExpressions": [{"key": "b", "operator": "Exists"}]},
+    "namespaceSelector": {"matchLabels": {"team": "a"}},
+    "namespaces": ["team-a"],
+    "matchLabelKeys": ["pod-template-hash"],
+    "topologyKey": "kubernetes.io/hostname",
+}
+NODES = {
+    "matchExpressions": [{"key": "gpu", "operator": "In", "values": ["a100"]}],
+    "matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-1"]}],
+}
+PODS = {
+    "requiredDuringSchedulingIgnoredDuringExecution": [TERM],
+    "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": TERM}],
+}
+ITEMS = {"items": [{"key": "a", "path": "b/c", "mode": 0o400}], "optional": True}
+CLAIM = {
+    "metadata": {"labels": {"app": "a"}, "annotations": {"note": "b"}},
+    "spec": {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "10Gi"}, "limits": {"storage": "20Gi"}},
+        "selector": {"matchLabels": {"app": "a"}},
+        "storageClassName": "fast",
+        "volumeMode": "Filesystem",
+        "dataSource": {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "a"},
+    },
+}
+FILES = [
+    {"path": "labels", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.labels"}},
+    {"path": "cpu", "resourceFieldRef": {"containerName": "a", "resource": "limits.cpu", "divisor": "1m"}},
+]
+FORMS: Json = {
+    "affinity": {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [NODES]},
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": NODES}],
+        },
+        "podAffinity": PODS,
+        "podAntiAffinity": PODS,
+    },
+    "volumes": [
+        {"name": "a", "configMap": {"name": "settings", "defaultMode": 0o444, **ITEMS}},
+        {"name": "b", "secret": {"secretName": "keys", "defaultMode": 0o400, **ITEMS}},
+        {"name": "c", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+        {"name": "d", "persistentVolumeClaim": {"claimName": "data", "readOnly": True}},
+        {"name": "e", "nfs": {"server": "nfs.example.com", "path": "/data", "readOnly": True}},
+        {"name": "f", "csi": {"driver": "secrets.csi", "readOnly": True, "volumeAttributes": {"a": "b"}}},
+        {"name": "g", "image": {"reference": "registry.example/a:1", "pullPolicy": "IfNotPresent"}},
+        {"name": "h", "downwardAPI": {"items": FILES}},
+        {"name": "i", "ephemeral": {"volumeClaimTemplate": CLAIM}},
+        {
+            "name": "j",
+            "projected": {
+                "sources": [
+                    {"configMap": {"name": "settings", **ITEMS}},
+                    {"secret": {"name": "keys", **ITEMS}},
+                    {"downwardAPI": {"items": FILES}},
+                    {"serviceAccountToken": {"path": "token", "audience": "a", "expirationSeconds": 600}},
+                ]
+            },
+        },
+    ],
+    "volumeMounts": [{"name": "a", "mountPath": "/settings", "subPath": "a", "readOnly": True}],
+    "env": [
+        {"name": "A", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "a", "optional": True}}},
+        {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "b", "optional": False}}},
+        {"name": "C", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.labels['app']"}}},
+        {"name": "D", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
+    ],
+}
+FREE_MAPS = ("matchLabels", "labels", "annotations", "volumeAttributes", "requests", "limits")
+
+
+def list_form_places(part: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    items = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+    for key, value in items:
+        yield (*above, key)
+        yield from list_form_places(value, (*above, key))
+
+
+FORM_PLACES = list(list_form_places(FORMS))
+
+
+def change_form(path: tuple[str | int, ...], key: str | int, value: Any) -> list[str]:
+    """The schema's errors after one value of FORMS was set: `key` is the last step of the path, or another name."""
+    forms = copy.deepcopy(FORMS)
+    part: Any = forms
+    for step in path[:-1]:
+        part = part[step]
+    old = part.pop(path[-1])
+    if isinstance(part, list):
+        part.insert(path[-1], value)
+    else:
+        part[key] = old if value is KEEP else value
+    return list_errors(change(("podDefaults",), {**VALUES["podDefaults"], **forms}))
+
+
+KEEP = object()
+
+
+def test_kubernetes_own_forms_are_accepted_complete() -> None:
+    assert len(FORM_PLACES) > 200
+    assert list_errors(change(("podDefaults",), {**VALUES["podDefaults"], **FORMS})) == []
+
+
+def test_null_in_kubernetes_own_forms_is_refused() -> None:
+    """Helm drops a null only from maps that the defaults have; inside a list it reaches the API server."""
+    accepted = [path for path in FORM_PLACES if not change_form(path, path[-1], None)]
+    assert accepted == []
+
+
+def test_misspelt_fields_in_kubernetes_own_forms_are_refused() -> None:
+    fields = [
+        path for path in FORM_PLACES if isinstance(path[-1], str) and path[-2:-1] not in [(m,) for m in FREE_MAPS]
+    ]
+    accepted = [path for path in fields if not change_form(path, f"{path[-1]}x", KEEP)]
+    assert accepted == []
+
+
+def test_other_types_in_kubernetes_own_forms_are_refused() -> None:
+    accepted = [path for path in FORM_PLACES if not change_form(path, path[-1], [[1.5]])]
+    assert accepted == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("affinity", "podAffinity", "preferredDuringSchedulingIgnoredDuringExecution", 0, "weight"), 101),
+        (("volumes", 0, "configMap", "defaultMode"), 0o1000),
+        (("volumes", 0, "configMap", "items", 0, "path"), "../b"),
+        (("volumes", 1, "secret", "secretName"), "Not_A_Name"),
+        (("volumes", 2, "emptyDir", "medium"), "Disk"),
+        (("volumes", 2, "emptyDir", "sizeLimit"), "1 GB"),
+        (("volumes", 8, "ephemeral", "volumeClaimTemplate", "spec", "accessModes"), ["Anything"]),
+        (("env", 0, "valueFrom", "secretKeyRef", "key"), "a b"),
+        (("env", 2, "valueFrom", "fieldRef", "fieldPath"), "metadata.nme"),
+        (("env", 3, "valueFrom", "resourceFieldRef", "resource"), "limits.gpu"),
+    ],
+)
+def test_what_the_api_server_refuses_in_its_forms_is_refused_before_it(path: tuple[str | int, ...], value: Any) -> None:
+    assert change_form(path, path[-1], value) != []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("helm", ["3", "4"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("podDefaults.affinity", {"nodeAffinity": {"required": {}}}),
+        ("podDefaults.volumes", [{"name": "a", "configMap": {"name": None}}]),
+        ("podDefaults.env", [{"name": "A", "valueFrom": {"secretKeyRef": {"nme": "keys", "key": "a"}}}]),
+    ],
+)
+def test_helm_refuses_them_with_a_sentence(helm: str, key: str, value: Any) -> None:
+    done = template("--set", "store.existingSecret=s3", "--set-json", f"{key}={json.dumps(value)}", version=helm)
+    assert done.returncode != 0
+    assert key.rpartition(".")[2] in done.stderr
+    assert "nil pointer" not in done.stderr
+    assert "executing" not in done.stderr

@@ -25,8 +25,8 @@ Path = tuple[str | int, ...]
 HIDDEN = "hunter2-never-shown"
 # Not drawn: credentials, for which the security test searches, and objects that are not the chart's.
 KEPT = (("store", "accessKey"), ("store", "secretKey"), ("git", "password"), ("extraObjects",))
-# Nor are parts whose form only Kubernetes knows.
-FREE = ("volumes", "volumeMounts", "affinity", "valueFrom")
+# Nor are volumes and their mounts, which have to agree with each other.
+FREE = ("volumes", "volumeMounts")
 _ASCII = [chr(code) for code in range(33, 127)]
 _WORDS = [
     "a",
@@ -305,7 +305,10 @@ def find_schema(root: Json, path: Path) -> Json:
 
 def _resolve(root: Json, schema: Json) -> Json:
     while "$ref" in schema:
-        schema = root["definitions"][schema["$ref"].rpartition("/")[2]]
+        found = root
+        for name in schema["$ref"].split("/")[1:]:
+            found = found[name]
+        schema = found
     return schema
 
 

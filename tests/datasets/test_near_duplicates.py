@@ -86,3 +86,33 @@ def test_different_films_of_vqa_rad_are_apart() -> None:
     hashes = [hash_image_file(path) for path in sorted(REAL.glob("*/*.jpg"))[:100]]
     assert len(set(hashes)) > 90
     assert not list(find_near_pairs(hashes))
+
+
+@pytest.mark.parametrize("within", [0, 3, 6, 9, 13])
+def test_groups_find_the_same_pairs_as_comparing_all(within: int) -> None:
+    """Hashes that are copies of a few, with up to 16 bits changed, so that every distance occurs."""
+    rng = np.random.default_rng(within)
+    seeds = rng.integers(0, 2**64, 20, dtype=np.uint64)
+    hashes = []
+    for number in range(600):
+        changed = rng.choice(64, rng.integers(0, 9), replace=False)
+        hashes.append(int(seeds[number % 20]) ^ sum(1 << int(bit) for bit in changed))
+    first, second = hashes[:250], hashes[250:]
+
+    def compare_all(one: list[int], other: list[int]) -> list[NearPair]:
+        apart = ((a, b, (x ^ y).bit_count()) for a, x in enumerate(one) for b, y in enumerate(other))
+        return [NearPair(*found) for found in apart if found[2] <= within]
+
+    expected = compare_all(first, second)
+    assert expected
+    assert list(find_near_pairs(first, second, within=within)) == expected
+    assert list(find_near_pairs(hashes, within=within)) == [
+        pair for pair in compare_all(hashes, hashes) if pair.first < pair.second
+    ]
+
+
+def test_many_equal_hashes_are_compared_in_parts() -> None:
+    """2,000 blank pictures against as many make 4 million pairs, which are found a part at a time."""
+    found = find_near_pairs([0] * 2_000, [0] * 2_000)
+    assert [next(found) for _ in range(3)] == [NearPair(0, 0, 0), NearPair(0, 1, 0), NearPair(0, 2, 0)]
+    assert sum(1 for _ in found) == 4_000_000 - 3

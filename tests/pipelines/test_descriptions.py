@@ -176,6 +176,7 @@ def test_the_graph_of_a_round_can_be_read(one_round: dict[str, Any], three_round
         "preferences",
         "round_files",
         "round_page",
+        "round_questions",
     ]
     followed = {name for task in tasks.values() for name in task.get("dependentTasks", [])}
     assert {*tasks} - followed == {"page"}

@@ -169,7 +169,8 @@ class Night:
         tasks.end_round(publish, run_id=self.run, rounds=1)
         context = RoundContext(started.number, "policy", "checkpoint", "champion-results")
         settings = write_settings(self.platform.store.url, {"publish": publish}, {})
-        tasks.page(settings, context, RoundFiles(**files), page=str(self.folder / "page.html"), results="results.md")
+        page = str(self.folder / "page.html")
+        tasks.page(settings, context, RoundFiles(**files), page=page, results="results.md", questions="questions")
 
     def _version(self, section: dict[str, Any], publish: dict[str, Any], number: int, at: dict[str, Path]) -> None:
         origin = tasks.describe_data_origin(publish, number=number, run_id=self.run)

@@ -123,7 +123,7 @@ def test_a_failed_page_does_not_lose_the_round(
     line.promote()
     monkeypatch.setattr(round_page, "write_round_page", fail)
     with pytest.raises(SystemExit, match="clincot page: no space left on the device"):
-        tasks.page(line.page_settings, context, files, page="page.html", results="results.md")
+        tasks.page(line.page_settings, context, files, page="page.html", results="results.md", questions="questions")
     tasks.record_run_status(line.publish, state="FAILED", run_id="one", error="page")
 
     following = tasks.start_round(line.publish, line.found_by_preflight(line.challenger), number=0, run_id="two")
@@ -229,7 +229,7 @@ def test_the_page_changes_nothing_in_the_store(
     assert line.page_settings  # stored by preflight
     monkeypatch.setattr(round_page, "write_round_page", lambda _, context, *__, **___: rendered.append(context))
     before = line.stored()
-    tasks.page(line.page_settings, context, files, page="page.html", results="results.md")
+    tasks.page(line.page_settings, context, files, page="page.html", results="results.md", questions="questions")
     assert rendered == [context]
     assert line.stored() == before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,17 @@ def test_it_ends_in_the_same_digests_as_the_plain_command_line(
     )
     assert tags.stdout.split() == ["preferences/tiny/round-0001"]
     assert "round 1 of tiny: SUCCEEDED" in first
+
+
+def test_the_page_names_the_folder_with_all_questions(world: World, first: str) -> None:
+    """Kubeflow shows a page without the files beside it: the questions are an artifact of their own."""
+    (folder,) = {path.parent for path in world.folder.rglob("round_questions/index.html")}
+    rows = (folder / "data" / "rows.js").read_text(encoding="utf-8")
+    asked = {json.loads(line)["id"] for line in (world.folder / "data" / "questions.jsonl").read_text().splitlines()}
+    assert [name for name in asked if name not in rows] == []
+    assert (folder / "data" / "details-00000.js").is_file()
+    (page,) = folder.parent.glob("round_page*")
+    assert "<code>round_questions</code>" in page.read_text(encoding="utf-8")
 
 
 def test_the_same_run_twice_does_no_work_twice(world: World, first: str) -> None:

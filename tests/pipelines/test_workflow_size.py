@@ -137,7 +137,7 @@ def test_the_default_run_is_not_compressed(compiled: Any) -> None:
     """
     for name in ("default", "chart"):
         assert estimate_workflow_size(*compiled[name, 1], groups=1).uncompressed_total < ARGO_LIMIT, name
-    for name, groups in (("default", 7), ("chart", 3)):
+    for name, groups in (("default", 6), ("chart", 3)):
         kept = estimate_workflow_size(*compiled[name, 1], groups=groups, promoted=False)
         assert kept.uncompressed_total < ARGO_LIMIT, name
 

@@ -155,8 +155,6 @@ def test_the_plan_of_a_round_is_what_its_models_count(rounds: Rounds) -> None:
     assert len(ratios) == 3 * 6 + 2 * 4  # judges generate nothing
     for name in ("new_tokens", "encodes", "decode_tokens"):
         assert ratios.pop(f"evaluate policy {name}") == pytest.approx(1.0, abs=0.05)
-    for judge in ("judge-a", "judge-b"):  # the answers of a region agree more often than those that the plan draws
-        assert 1.0 <= ratios.pop(f"judge {judge} prefill_tokens") < 1.15
     assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=0.02)
 
 
@@ -164,7 +162,7 @@ def test_another_round_plans_this_one(rounds: Rounds) -> None:
     """Some 35 questions give the habits of as many others: requests and prompts within 5 %, the rest within 10 %."""
     ratios = compare(rounds.plan_first(rounds.second.folder), rounds.first)
     for name, ratio in ratios.items():
-        near = 0.05 if name.endswith(("requests", "prompt_tokens")) else 0.15 if name.startswith("judge") else 0.1
+        near = 0.05 if name.endswith(("requests", "prompt_tokens")) else 0.1
         assert ratio == pytest.approx(1.0, abs=near), name
 
 

@@ -107,7 +107,8 @@ class ReplyHabits:
 
     answer_share: float = 1.0
     written_kept: float = 1.0
-    answers: Mapping[int, Sequence[Answer]] = field(default_factory=dict)  # by the limit of their tokens
+    # those of the same conversation together, by the limit of their tokens: they agree more often than others
+    answers: Mapping[int, Sequence[Sequence[Answer]]] = field(default_factory=dict)
     # windows with their P(yes) that an earlier round chose for a finding, a set for each question
     windows: Mapping[str, Sequence[Mapping[Box, float]]] = field(default_factory=dict)
     written: Sequence[Box] = ()  # regions that the policy wrote
@@ -143,7 +144,8 @@ class CountingModel:
         self._random = random.Random(f"{name} {seed}")
         self._calls = ModelCalls()
         self._encoded: set[str] = set()
-        self._answers: dict[int, Iterator[Answer]] = {}  # by the limit of their tokens
+        self._answers: dict[int, Iterator[Sequence[Answer]]] = {}  # by the limit of their tokens
+        self._further: dict[tuple[object, ...], Iterator[Answer]] = {}  # of a conversation that is asked again
         self._written = self._shuffle(self.habits.written)
         self._kept = 0.0  # written regions that should have been kept so far
         wording = get_template(counter.views).finding
@@ -247,11 +249,19 @@ class CountingModel:
     def _reply(self, conversation: Conversation, limit: int) -> Answer:
         if len(conversation) == 1:  # only the opening of a chain ends with the whole image: a region is asked for
             return self._write_region(self.images[collect_views(conversation)[0].sha256])
-        known = self.habits.answers.get(limit)
+        views = tuple((view.sha256, view.box) for view in collect_views(conversation))
+        key = (limit, views, *(turn.text for turn in conversation))
+        if (answer := next(self._further.get(key, iter(())), None)) is None:
+            together = next(self._open_answers(limit))
+            self._further[key] = iter(self._random.sample(together, len(together)))
+            answer = next(self._further[key])
+        return answer
+
+    def _open_answers(self, limit: int) -> Iterator[Sequence[Answer]]:
         if limit not in self._answers:
-            answers = known or self._make_answers(max(1, round(self.habits.answer_share * limit)))
-            self._answers[limit] = self._shuffle(answers)
-        return next(self._answers[limit])
+            made = [[one] for one in self._make_answers(max(1, round(self.habits.answer_share * limit)))]
+            self._answers[limit] = self._shuffle(self.habits.answers.get(limit) or made)
+        return self._answers[limit]
 
     def _write_region(self, study: Study) -> Answer:
         box = next(self._written, None) or self._draw_box()

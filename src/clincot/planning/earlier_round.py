@@ -44,16 +44,18 @@ def read_round_habits(folder: Path, params: Params) -> RoundHabits:
             written.append(region.box)
         elif region.grounder == "windows":
             windows.setdefault((region.question, region.hypothesis), {})[region.box] = region.confidence
-    answers: dict[int, list[Answer]] = {}
+    answers: dict[int, dict[tuple[str, str, int], list[Answer]]] = {}  # by limit; by question, region and step
     for candidate in read_records(folder / "candidates.jsonl", Candidate):
         limit = params.answer.get_max_tokens(kinds[candidate.question])
-        answers.setdefault(limit, []).append(Answer(candidate.text, max(1, len(candidate.token_logprobs))))
+        key = (candidate.question, candidate.region, candidate.step)
+        answer = Answer(candidate.text, max(1, len(candidate.token_logprobs)))
+        answers.setdefault(limit, {}).setdefault(key, []).append(answer)
     asked = params.propose.grounders.get("written", 0) * len(kinds)
     pairs = sum(1 for _ in read_records(folder / "pairs.jsonl", PreferencePair))
     return RoundHabits(
         ReplyHabits(
             written_kept=min(1.0, len(written) / asked) if asked else 1.0,
-            answers=answers,
+            answers={limit: list(groups.values()) for limit, groups in answers.items()},
             windows=_group_by_finding(windows),
             written=written,
         ),

@@ -115,8 +115,11 @@ class RoundSummary:
     explanation: str = ""  # what would have to change for a promotion
 
 
-def write_page(run_dir: Path, out: Path, *, title: str, browser: str = "") -> None:
-    """Write the page of a run to `out`, atomically. browser: address of all questions (question_browser.py).
+def write_page(run_dir: Path, out: Path, *, title: str, browser: str = "", browser_artifact: str = "") -> None:
+    """Write the page of a run to `out`, atomically.
+
+    browser: address of all questions (question_browser.py). browser_artifact: the artifact of a pipeline that has them,
+    for a page that is shown without the files beside it.
 
     Raises InvalidRecord if a file of the run is missing or malformed, InvalidImage if an image is.
     """
@@ -126,7 +129,9 @@ def write_page(run_dir: Path, out: Path, *, title: str, browser: str = "") -> No
     environment.filters["score"] = lambda value: f"{value:.2f}"
     environment.filters["metric"] = lambda value: f"{value:.3f}"
     environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "−")
-    text = environment.get_template("page.html").render(_build_context(run_dir, title), browser=browser)
+    text = environment.get_template("page.html").render(
+        _build_context(run_dir, title), browser=browser, browser_artifact=browser_artifact
+    )
     with jsonl.atomic_write(out) as file:
         file.write(text)
 
