@@ -22,8 +22,8 @@ QUESTION = "Is there a nodule, an effusion, a consolidation or a pneumothorax?" 
 
 FRAGMENTS = """
 import sys, time, psutil
-from clincot.serving.server import limit_allocator, return_free_memory
-limit_allocator()
+from clincot.serving.server import tune_allocator, return_free_memory
+tune_allocator()
 process = psutil.Process()
 before, large, small = process.memory_info().rss, [], []
 for _ in range(200):  # 200 MiB that a batch needs, each followed by something that is kept
@@ -46,6 +46,29 @@ def test_memory_that_a_rare_batch_needed_is_returned() -> None:
     left, after, _ = map(int, done.stdout.split())
     assert left > 150
     assert after < 20
+
+
+BUFFERS = """
+import resource
+from clincot.serving.server import tune_allocator
+tune_allocator()
+faults = []
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    buffers = [bytearray(b"x") * (12 << 20) for _ in range(4)]  # larger than what is kept by default
+    del buffers
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the allocator is not glibc's")
+def test_the_buffers_of_a_forward_pass_are_kept_for_the_next() -> None:
+    """48 MiB are 12,288 pages, which the kernel maps one by one the first time that they are written."""
+    done = subprocess.run([sys.executable, "-c", BUFFERS], capture_output=True, text=True, check=True, timeout=300)
+    first, *others = map(int, done.stdout.split())
+    assert first > 12_000
+    assert max(others) < 100
 
 
 def running(server: Served) -> float:
