@@ -133,10 +133,11 @@ class BackgroundWorker:
         self._pool = pool
         self._pending: list[Future[object]] = []
 
-    def submit(self, call: Callable[..., object], *args: object) -> None:
-        """Queue a call. Raises the error of an earlier call that has failed."""
+    def submit(self, call: Callable[..., object], *args: object) -> Future[object]:
+        """Queue a call, and return its future. Raises the error of an earlier call that has failed."""
         self.raise_failures()
         self._pending.append(self._pool.submit(call, *args))
+        return self._pending[-1]
 
     def raise_failures(self, *, wait: bool = False) -> None:
         """Raise the error of a finished call; with `wait`, wait for all calls first."""

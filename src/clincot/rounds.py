@@ -81,17 +81,20 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
     _check_plan(plan)
     plan.run.mkdir(parents=True, exist_ok=True)
     start_run(plan)
-    _evaluate_policy(plan, plan.policy, plan.run / "base")
-    _track_round(plan, 0, plan.run / "base")
+    base = plan.run / "base"
     champion: dict[str, Any] = {
         "round": 0,
         "policy": str(plan.policy),
-        "outcomes": str(plan.run / "base" / "outcomes.jsonl"),
+        "outcomes": str(base / "outcomes.jsonl"),
     }
     promotions: list[dict[str, Any]] = []
     challenger = plan.policy
     comparisons = dict.fromkeys(plan.comparisons, plan.policy)
     with background_worker(plan.run / "comparisons.log") if plan.background_comparisons else nullcontext() as worker:
+        evaluated = None if worker is None else worker.submit(_evaluate_policy, plan, plan.policy, base)
+        if worker is None:
+            _evaluate_policy(plan, plan.policy, base)
+            _track_round(plan, 0, base)
         for number in range(1, plan.count + 1):
             folder = plan.run / f"round-{number:02d}"
             start = challenger if plan.start_from == "challenger" else Path(champion["policy"])
@@ -102,6 +105,10 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
             _train_and_evaluate(plan, plan.params.train, preferences, start, folder, challenger)
             if worker is None:
                 comparisons = _train_comparisons(plan, folder, preferences, comparisons, None)
+            if evaluated is not None:  # needed from the first decision on
+                evaluated.result()
+                _track_round(plan, 0, base)
+                evaluated = None
             decision = _decide_promotion(plan, number, folder, Path(champion["outcomes"]))
             _track_round(plan, number, folder)
             if decision.verdict == "promote":

@@ -10,6 +10,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from clincot.datasets.vqa_rad import ingest_vqa_rad
 from clincot.demo.demo_endpoint import check_serving, run_endpoint_demo
 from clincot.errors import UserError
 from clincot.jsonl import InvalidRecord, read_records
+from clincot.processes import background_worker
 from clincot.records import PreferencePair
 from clincot.reporting.question_browser import write_pages
 from clincot.rounds import Plan, render_decisions, render_results_table, run_rounds
@@ -84,13 +86,18 @@ def _run_demo(args: argparse.Namespace) -> None:
 def plan_radiograph_rounds(run: Path, *, short: bool = False, seed: int = 0, beside: bool = False) -> Plan:
     """Render the data sets and plan the run.
 
-    The patients of the rounds, of the benchmark and of the small models' training are disjoint. beside: train the
-    comparisons (SFT, plain DPO) in a second process.
+    The patients of the rounds, of the benchmark and of the small models' training are disjoint. beside: render the
+    benchmark, evaluate the base policy and train the comparisons (SFT, plain DPO) in a second process.
     """
     size = SHORT_SIZE if short else FULL_SIZE
     data, benchmark = run / "data", run / "benchmark"
-    render_dataset(data, DATA_WARPS, size.images, seed=1000 + seed)
-    render_dataset(benchmark, BENCHMARK_WARPS, size.benchmark_images, seed=2000 + seed)
+    with background_worker(run / "render.log") if beside else nullcontext() as worker:
+        arguments = (benchmark, BENCHMARK_WARPS, size.benchmark_images, 2000 + seed)
+        if worker is None:
+            render_dataset(*arguments)
+        else:
+            worker.submit(render_dataset, *arguments)
+        render_dataset(data, DATA_WARPS, size.images, 1000 + seed)
     overrides = (
         f"prepare.rounds={size.rounds}",
         f"train.seed={seed}",
@@ -133,7 +140,7 @@ def plan_vqa_rad_round(run: Path, release: Path) -> Plan:
     )
 
 
-def render_dataset(out: Path, warps: range, images: int, *, seed: int) -> None:
+def render_dataset(out: Path, warps: range, images: int, seed: int) -> None:
     """Render a data set, unless it exists. The folder appears only when it is complete."""
     if (out / "studies.jsonl").is_file():
         return

@@ -40,6 +40,7 @@ class DecodeLimits:
     max_side: int
     memory_bytes: int  # private writable memory of the process
     cpu_s: float  # processor time for one image
+    niceness: int = 0  # above 0: other processes of the server come first
 
     @property
     def image_limits(self) -> ImageLimits:
@@ -49,7 +50,7 @@ class DecodeLimits:
 
 def run_worker(limits: DecodeLimits, tasks: BinaryIO, replies: BinaryIO) -> None:
     """Work until the server closes its end, or has ended."""
-    os.nice(5)  # forward passes and the event loop come first
+    os.nice(limits.niceness)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
     for line in tasks:

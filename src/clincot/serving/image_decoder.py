@@ -39,7 +39,8 @@ class ImageDecoder:
         self._settings = settings
         self._pixels = PixelBudget(settings.max_pixels_held)
         self._small = _Worker(_build_limits(settings, min(_SMALL_MEMORY, settings.decode_bytes)))
-        self._large = _Worker(_build_limits(settings, settings.decode_bytes))
+        # a large image takes seconds, in which forward passes come first
+        self._large = _Worker(_build_limits(settings, settings.decode_bytes, niceness=10))
 
     def start(self) -> None:
         """Start the worker that every image needs, so that the first request does not wait for it."""
@@ -166,7 +167,7 @@ def build_size_error(settings: ServeSettings) -> ApiError:
     )
 
 
-def _build_limits(settings: ServeSettings, memory_bytes: int) -> DecodeLimits:
+def _build_limits(settings: ServeSettings, memory_bytes: int, niceness: int = 0) -> DecodeLimits:
     # A DICOM file is larger after inflation, so bytes are limited loosely here; the limit of pixels holds for both.
     return DecodeLimits(
         max_file_bytes=4 * settings.max_image_bytes,
@@ -174,4 +175,5 @@ def _build_limits(settings: ServeSettings, memory_bytes: int) -> DecodeLimits:
         max_side=MAX_SIDE,
         memory_bytes=memory_bytes,
         cpu_s=settings.decode_s,
+        niceness=niceness,
     )

@@ -5,7 +5,13 @@ No label contains request content.
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+import asyncio
+import time
+from collections.abc import Callable
+
+from prometheus_client import Counter, Gauge, Histogram, generate_latest
+
+_MOST_STALE_S = 1.0  # also if a predictor answers slowly
 
 REQUESTS = Counter("clincot_requests", "Counts requests by protocol and HTTP status.", ["protocol", "status"])
 LATENCY = Histogram(
@@ -39,6 +45,29 @@ CONFIDENCE = Histogram(
     "clincot_confidence", "Measures the confidence of answers.", buckets=[n / 10 for n in range(1, 11)]
 )
 ABSTENTIONS = Counter("clincot_abstentions", "Counts answers whose confidence was below the threshold.")
+
+
+class Exposition:
+    """The metrics as Prometheus reads them, rendered in at most a tenth of the time however often they are asked for.
+
+    Between two renderings, which take milliseconds, the last one is returned.
+    """
+
+    def __init__(self, read_predictor: Callable[[], str]) -> None:
+        self._read_predictor = read_predictor  # the metrics of a predictor beside this server; blocks
+        self._lock = asyncio.Lock()
+        self._text, self._valid_until = b"", 0.0
+
+    async def render(self) -> bytes:
+        """Return the metrics of this process and of the predictor."""
+        async with self._lock:
+            began = time.monotonic()
+            if began >= self._valid_until:
+                predictor = await asyncio.to_thread(self._read_predictor)
+                self._text = generate_latest() + predictor.encode()
+                ended = time.monotonic()
+                self._valid_until = ended + min(_MOST_STALE_S, 9 * (ended - began))
+            return self._text
 
 
 def observe_batch(call: str, size: int, seconds: float) -> None:

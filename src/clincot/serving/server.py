@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import logging
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from fastapi.responses import JSONResponse, Response
 from kserve import ModelRepository, errors, model_server
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from clincot import __version__
@@ -57,7 +58,7 @@ from clincot.serving.data_plane import VisualCotDataPlane
 from clincot.serving.grpc_server import JointServer, join_address
 from clincot.serving.kserve_model import VisualCotModel
 from clincot.serving.log_format import configure_logging
-from clincot.serving.metrics import observe_batch
+from clincot.serving.metrics import Exposition, observe_batch
 from clincot.serving.middleware import RequestMiddleware
 from clincot.serving.openapi import build_openapi_document
 from clincot.serving.page_routes import build_page_router
@@ -66,6 +67,9 @@ from clincot.serving.tracing import start_exporter
 
 _LOG = logging.getLogger("clincot.serve")
 TRIM_S = 20.0  # a trim takes milliseconds
+# How long a thread may keep the interpreter's lock. A forward pass gives it away at every operation, and by default
+# waits 5 ms to get it back from a thread that parses requests.
+SWITCH_S = 0.0005
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 # FastAPI's own spans and logs quote the messages of exceptions and failed validations (0.165, telemetry/_api.py)
 _NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
@@ -97,6 +101,7 @@ def run_server(plan: ServePlan) -> None:
     configure_logging(plan.settings.log_format)
     quiet_library_loggers()
     tune_allocator()
+    sys.setswitchinterval(SWITCH_S)
     keys = None if plan.api_keys is None else ApiKeys(plan.api_keys)
     with ExitStack() as stack:
         stack.enter_context(return_free_memory())
@@ -144,9 +149,10 @@ def build_uvicorn_config(app: RequestMiddleware, settings: ServeSettings, **addr
 def tune_allocator() -> None:
     """Let glibc keep the buffers of one forward pass for the next, and share them between threads.
 
-    A buffer that the kernel takes back is zeroed and mapped again page by page when it is next needed, which took a
-    fifth of the server's processor time with buffers from 4 MiB on. return_free_memory returns what stays unused. By
-    default glibc has eight arenas for each core, each with memory of its own. Elsewhere than on glibc this does nothing.
+    A buffer that the kernel takes back is zeroed and mapped again page by page when it is next needed. With buffers
+    from 4 MiB on, that took a fifth of the server's processor time. return_free_memory returns what stays unused. By
+    default glibc has eight arenas for each core, each with memory of its own. Elsewhere than on glibc this does
+    nothing.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -239,12 +245,12 @@ def build_application(plane: VisualCotDataPlane, service: AnswerService) -> Fast
 def build_operator_router(service: AnswerService) -> APIRouter:
     """Build `/metrics`, the SDK's with the metrics of a predictor beside this server, and `/health`, as vLLM has it."""
     router = APIRouter()
+    exposition = Exposition(service.backend.read_metrics)
 
     @router.get("/metrics")
     @router.head("/metrics", include_in_schema=False)
     async def metrics_of_server_and_predictor() -> Response:
-        predictor = await asyncio.to_thread(service.backend.read_metrics)
-        return Response(generate_latest() + predictor.encode(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await exposition.render(), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/health", response_class=Response)
     @router.head("/health", include_in_schema=False)
