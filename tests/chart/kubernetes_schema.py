@@ -114,7 +114,6 @@ _REQUIRED = {
     "EphemeralVolumeSource": ["volumeClaimTemplate"],
     "PersistentVolumeClaimSpec": ["accessModes", "resources"],
     "VolumeResourceRequirements": ["requests"],
-    "NodeAffinity": [],
     "ProjectedVolumeSource": ["sources"],
 }
 _LEFT_OUT = ("description", "format", "x-kubernetes-map-type", "x-kubernetes-list-type", "x-kubernetes-list-map-keys")
