@@ -44,10 +44,11 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Row | InvalidRecord]]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+            for group in range(file.num_row_groups):  # an iterator over all groups keeps memory of those it has read
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group]):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row
     except (pa.ArrowException, OSError) as error:
         raise InvalidRecord(
             f"{path}: a Parquet file that is damaged or cut off after {number} rows ({error})"
@@ -59,12 +60,12 @@ def _read_arrow(path: Path) -> Iterator[tuple[int, Row | InvalidRecord]]:
 
     number = 0
     try:
-        with pa.memory_map(str(path)) as mapped:
+        with pa.OSFile(str(path)) as file:  # of a mapped file, all pages that were read would stay in memory
             if identify_format(path) is FileFormat.ARROW_FILE:
-                reader = pa.ipc.open_file(mapped)
+                reader = pa.ipc.open_file(file)
                 batches = (reader.get_batch(at) for at in range(reader.num_record_batches))
             else:
-                batches = iter(pa.ipc.open_stream(mapped))
+                batches = iter(pa.ipc.open_stream(file))
             for batch in batches:
                 batch.validate(full=True)  # Arrow trusts offsets: those of a damaged file would crash the process
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
