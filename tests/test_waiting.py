@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -201,13 +202,24 @@ def test_ctrl_c_ends_a_command_that_waits() -> None:
     arguments = ["pipeline", "status", "run", "--endpoint", "http://127.0.0.1:9"]
     environment = {**os.environ, WAIT_ENV: "600"}
     command = [sys.executable, "-c", f"ARGS = {arguments!r}; {code}"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # a shell starts background jobs with SIGINT ignored, which children inherit
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
         assert process.stderr is not None
         line = process.stderr.readline()
         assert "http://127.0.0.1:9 is away" in line
         assert "of 10 min left" in line
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) != 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
