@@ -380,6 +380,8 @@ def test_grpc_is_counted_and_logged_like_http(
     with caplog.at_level(logging.INFO, logger="clincot.serve"):
         good, ids = asyncio.run(ask("Has Jane Roe a nodule?"))
         bad, _ = asyncio.run(ask("bad"))
+        # a call is logged after its reply, and metrics are rendered anew after a moment
+        until(lambda: caplog.text.count("ModelInfer") == 2 and sum(read_counts().values()) >= sum(before.values()) + 2)
     assert (good, bad) == (grpc.StatusCode.OK, grpc.StatusCode.INTERNAL)
     after = read_counts()
     assert {status: count - before.get(status, 0) for status, count in after.items()} == {
