@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from clincot.processes import background_worker, count_cores, end_with_parent, retry_call, share_cores
+from clincot.processes import background_worker, count_cores, end_with_parent, retry_call, share_cores, submit_call
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +45,15 @@ def test_calls_are_executed_in_order_before_the_block_ends(tmp_path: Path) -> No
 def test_a_failed_call_fails_the_block(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no luck"), background_worker(tmp_path / "log") as worker:
         worker.submit(fail, "luck")
+
+
+def test_a_call_is_queued_or_executed_at_once(tmp_path: Path) -> None:
+    with background_worker(tmp_path / "log") as worker:
+        submit_call(worker, write_word, tmp_path / "words", "queued").result()
+        assert (tmp_path / "words").read_text() == "queued "
+    assert submit_call(None, len, "word").result() == 4
+    with pytest.raises(ValueError, match="no luck"):
+        submit_call(None, fail, "luck")
 
 
 WORKER_PARENT = """

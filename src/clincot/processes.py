@@ -146,6 +146,15 @@ class BackgroundWorker:
             self._pending.remove(future)
 
 
+def submit_call(worker: BackgroundWorker | None, call: Callable[..., object], *args: object) -> Future[object]:
+    """Queue a call, or execute it at once without a worker; return its future."""
+    if worker is not None:
+        return worker.submit(call, *args)
+    done: Future[object] = Future()
+    done.set_result(call(*args))
+    return done
+
+
 @contextmanager
 def background_worker(log: Path) -> Iterator[BackgroundWorker]:
     """Start a second process whose output goes to `log`; leaving the block waits for all calls.

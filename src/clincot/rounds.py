@@ -38,7 +38,7 @@ from clincot.evaluation.benchmark_report import METRIC_HEADINGS, grade_arm
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import InvalidRecord, atomic_write, read_records, write_json
 from clincot.preferences.versions.tags import DataOrigin
-from clincot.processes import BackgroundWorker, background_worker
+from clincot.processes import BackgroundWorker, background_worker, submit_call
 from clincot.records import BenchmarkReport, Decision, Interval, Outcome
 from clincot.reporting.results_table import ResultsRow, ResultsTable, read_interval, render_table
 from clincot.reporting.tracking import TrackedFiles, describe_tracked_run, track_step
@@ -91,10 +91,7 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
     challenger = plan.policy
     comparisons = dict.fromkeys(plan.comparisons, plan.policy)
     with background_worker(plan.run / "comparisons.log") if plan.background_comparisons else nullcontext() as worker:
-        evaluated = None if worker is None else worker.submit(_evaluate_policy, plan, plan.policy, base)
-        if worker is None:
-            _evaluate_policy(plan, plan.policy, base)
-            _track_round(plan, 0, base)
+        evaluated = submit_call(worker, _evaluate_base, plan, base)
         for number in range(1, plan.count + 1):
             folder = plan.run / f"round-{number:02d}"
             start = challenger if plan.start_from == "challenger" else Path(champion["policy"])
@@ -105,10 +102,7 @@ def run_rounds(plan: Plan) -> dict[str, Any]:
             _train_and_evaluate(plan, plan.params.train, preferences, start, folder, challenger)
             if worker is None:
                 comparisons = _train_comparisons(plan, folder, preferences, comparisons, None)
-            if evaluated is not None:  # needed from the first decision on
-                evaluated.result()
-                _track_round(plan, 0, base)
-                evaluated = None
+            evaluated.result()  # wait for what the first decision compares with
             decision = _decide_promotion(plan, number, folder, Path(champion["outcomes"]))
             _track_round(plan, number, folder)
             if decision.verdict == "promote":
@@ -195,10 +189,7 @@ def _train_comparisons(
         trained[name] = folder / name / "policy"
         config = configure_comparison(plan.params.train, name)
         arguments = (plan, config, preferences, policy, folder / name, trained[name])
-        if worker is None:
-            _train_and_evaluate(*arguments)
-        else:
-            worker.submit(_train_and_evaluate, *arguments)
+        submit_call(worker, _train_and_evaluate, *arguments)
     return trained
 
 
@@ -240,6 +231,11 @@ def _train_and_evaluate(
     folder.mkdir(exist_ok=True)
     run_stage("train", config, {**preferences, "policy": start}, {"checkpoint": checkpoint})
     _evaluate_policy(plan, checkpoint, folder)
+
+
+def _evaluate_base(plan: Plan, folder: Path) -> None:
+    _evaluate_policy(plan, plan.policy, folder)
+    _track_round(plan, 0, folder)
 
 
 def _evaluate_policy(plan: Plan, policy: Path, folder: Path) -> Metrics:

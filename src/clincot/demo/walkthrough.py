@@ -19,7 +19,7 @@ from clincot.datasets.vqa_rad import ingest_vqa_rad
 from clincot.demo.demo_endpoint import check_serving, run_endpoint_demo
 from clincot.errors import UserError
 from clincot.jsonl import InvalidRecord, read_records
-from clincot.processes import background_worker
+from clincot.processes import background_worker, submit_call
 from clincot.records import PreferencePair
 from clincot.reporting.question_browser import write_pages
 from clincot.rounds import Plan, render_decisions, render_results_table, run_rounds
@@ -92,11 +92,7 @@ def plan_radiograph_rounds(run: Path, *, short: bool = False, seed: int = 0, bes
     size = SHORT_SIZE if short else FULL_SIZE
     data, benchmark = run / "data", run / "benchmark"
     with background_worker(run / "render.log") if beside else nullcontext() as worker:
-        arguments = (benchmark, BENCHMARK_WARPS, size.benchmark_images, 2000 + seed)
-        if worker is None:
-            render_dataset(*arguments)
-        else:
-            worker.submit(render_dataset, *arguments)
+        submit_call(worker, render_dataset, benchmark, BENCHMARK_WARPS, size.benchmark_images, 2000 + seed)
         render_dataset(data, DATA_WARPS, size.images, 1000 + seed)
     overrides = (
         f"prepare.rounds={size.rounds}",

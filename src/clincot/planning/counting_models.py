@@ -145,7 +145,7 @@ class CountingModel:
         self._calls = ModelCalls()
         self._encoded: set[str] = set()
         self._answers: dict[int, Iterator[Sequence[Answer]]] = {}  # by the limit of their tokens
-        self._further: dict[tuple[object, ...], Iterator[Answer]] = {}  # of a conversation that is asked again
+        self._left: dict[tuple[object, ...], list[Answer]] = {}  # of a conversation that may be asked again
         self._written = self._shuffle(self.habits.written)
         self._kept = 0.0  # written regions that should have been kept so far
         wording = get_template(counter.views).finding
@@ -251,11 +251,10 @@ class CountingModel:
             return self._write_region(self.images[collect_views(conversation)[0].sha256])
         views = tuple((view.sha256, view.box) for view in collect_views(conversation))
         key = (limit, views, *(turn.text for turn in conversation))
-        if (answer := next(self._further.get(key, iter(())), None)) is None:
+        if not self._left.get(key):
             together = next(self._open_answers(limit))
-            self._further[key] = iter(self._random.sample(together, len(together)))
-            answer = next(self._further[key])
-        return answer
+            self._left[key] = self._random.sample(together, len(together))
+        return self._left[key].pop(0)
 
     def _open_answers(self, limit: int) -> Iterator[Sequence[Answer]]:
         if limit not in self._answers:
