@@ -62,19 +62,26 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def start_server(
-    checkpoint: Path, *, overrides: Sequence[str] = (), limit: int = 0, log: Path | None = None, threads: int = 0
+    checkpoint: Path,
+    *,
+    overrides: Sequence[str] = (),
+    limit: int = 0,
+    log: Path | None = None,
+    threads: int = 0,
+    module: str = "clincot.cli.app",
 ) -> Iterator[ServerProcess]:
     """Start a server and yield it when it is ready.
 
     overrides: settings, FIELD=VALUE. limit: bytes of memory. The kernel limits the private memory of the server's
     process (RLIMIT_DATA). The sum over all its processes is measured 20 times a second; above the limit the server is
-    killed, as a container would be. threads: of torch; 0: as the environment says, or else one for each core.
+    killed, as a container would be. threads: of torch; 0: as the environment says, or else one for each core. module:
+    what Python runs.
     """
     port = free_port()
-    command = [sys.executable, "-m", "clincot.cli.app", "serve", "--checkpoint", str(checkpoint)]
+    command = [sys.executable, "-m", module, "serve", "--checkpoint", str(checkpoint)]
     command += ["--port", str(port), "--model-name", "policy"]
     command += [word for override in overrides for word in ("--set", override)]
-    variables = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+    variables = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
     variables |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     with (log or Path(os.devnull)).open("ab") as file:
         process = subprocess.Popen(

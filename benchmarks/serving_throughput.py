@@ -18,11 +18,12 @@ request, or the run fails; if the likelihoods of two answers are within 1e-4, ei
 `cpu` is the processor time per answer of the server and its decode workers, and `client` that of the clients. It
 depends less than the rate on the machine's other load, so on a busy machine compare these columns.
 
-The floor is the processor time per answer of the model's own forward passes (vision tower included) and nothing else:
-the chains of the first requests run in this process on the same checkpoint, as many at a time as there are clients,
-batched as in the server, and only the time within the model's modules counts. Reading images, resizing, tokenizing,
-choosing regions, HTTP and JSON are above the floor. Since the processor time of several threads includes what they wait
-for each other, the floor computes with one thread and is compared with the server of one thread.
+The floor is the processor time per answer of the model's own forward passes (vision tower included) and nothing else.
+Reading images, resizing, tokenizing, choosing regions, HTTP and JSON are above it. Since the processor time of several
+threads includes what they wait for each other, it is that of the server of one thread. `timed_server.py` counts it in
+the server itself, because a shared machine may be a third slower ten seconds later. The row `floor` shows what the same
+passes take in this process, without a server: the chains of the first requests run on the same checkpoint, as many at a
+time as there are clients, batched as in the server, and only the time within the model's modules counts.
 
 `scored` and `written` are the conversations per answer that the model scored (p_yes) and replied to, and `batch` the
 conversations in one call of the model; they show that server and floor do the same work.
@@ -53,6 +54,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tqdm import tqdm
 
 from benchmarks.server_process import ROOT, ServerProcess, start_server
+from benchmarks.timed_server import FORWARD_METRIC, ForwardTimer
 from clincot.config.server_settings import ServeSettings
 from clincot.generation.visual_cot import ImageQuestion, VisualAnswer, answer_question
 from clincot.models.vlm import VisionLanguageModel
@@ -78,6 +80,7 @@ class BenchRow:
     done: list[tuple[float, int, Any]]  # latency in s, request, prediction
     rate: float  # answers a second
     cpu_ms: float  # of server and workers, per answer
+    forward_ms: float  # within the model's forward passes, per answer
     client_ms: float
     p50_ms: float
     p99_ms: float
@@ -161,7 +164,7 @@ def answers_match(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def measure_row(server: ServerProcess, requests: Sequence[dict[str, Any]], clients: int, seconds: float) -> BenchRow:
     """Measure one server at one number of clients; exits where the requests do not last for `seconds`."""
-    processes, before = server.list_processes(), read_batch_counts(server.url)
+    processes, before, forward = server.list_processes(), read_batch_counts(server.url), read_forward_time(server.url)
     started, cpu, own = time.monotonic(), measure_cpu_time(processes), measure_cpu_time([psutil.Process()])
     done = asyncio.run(run_clients(server.url, requests, clients=clients, seconds=seconds))
     elapsed = time.monotonic() - started
@@ -174,6 +177,7 @@ def measure_row(server: ServerProcess, requests: Sequence[dict[str, Any]], clien
         done=done,
         rate=len(done) / elapsed,
         cpu_ms=1000 * cpu / len(done),
+        forward_ms=1000 * (read_forward_time(server.url) - forward) / len(done),
         client_ms=1000 * own / len(done),
         p50_ms=float(p50),
         p99_ms=float(p99),
@@ -191,6 +195,15 @@ def read_batch_counts(url: str) -> dict[str, tuple[float, float]]:
     return {call: (calls, conversations) for call, (calls, conversations) in counts.items()}
 
 
+def read_forward_time(url: str) -> float:
+    """Seconds of processor time within the model's forward passes so far, as timed_server.py counts them."""
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=60).text):
+        for sample in family.samples:
+            if sample.name == FORWARD_METRIC:
+                return float(sample.value)
+    raise SystemExit(f"{url}/metrics has no {FORWARD_METRIC}")
+
+
 def compare_servers(
     checkpoint: Path, requests: Mapping[int, Sequence[dict[str, Any]]], seconds: float, warm: Sequence[dict[str, Any]]
 ) -> dict[str, BenchRow]:
@@ -200,7 +213,12 @@ def compare_servers(
         running = {}
         for name, (overrides, threads) in SERVER_VARIANTS.items():
             running[name] = stack.enter_context(
-                start_server(checkpoint, overrides=("deadline_s=600", *overrides), threads=threads)
+                start_server(
+                    checkpoint,
+                    overrides=("deadline_s=600", *overrides),
+                    threads=threads,
+                    module="benchmarks.timed_server",
+                )
             )
         for server in running.values():
             asyncio.run(run_clients(server.url, warm, clients=4, seconds=seconds / 4))
@@ -227,7 +245,7 @@ def measure_floor(
         counts[call][1] += size
 
     model = VisionLanguageModel(checkpoint, batch_size=settings.max_batch)
-    timer = ForwardTimer((model.model.model, model.model.model.vision_model, model.model.model.connector))
+    timer = ForwardTimer(model)
     batcher = Batcher(model, max_batch=settings.max_batch, gather_s=settings.gather_s, observe=count_batch)
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(clients) as threads:
         asked = [save_question(request, Path(name), n) for n, request in enumerate([*warm, *requests])]
@@ -243,25 +261,6 @@ def measure_floor(
         list(threads.map(answer, asked[len(warm) :]))
         batcher.close()
     return 1000 * timer.seconds / len(requests), ModelWork.from_counts(counts, len(requests))
-
-
-class ForwardTimer:
-    """Adds up the processor time within modules' forward passes, which run in one thread and may be nested."""
-
-    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
-        self.seconds = 0.0
-        self._began: list[float] = []
-        for module in modules:
-            module.register_forward_pre_hook(self._begin)
-            module.register_forward_hook(self._end)
-
-    def _begin(self, *_: object) -> None:
-        self._began.append(time.thread_time())
-
-    def _end(self, *_: object) -> None:
-        began = self._began.pop()
-        if not self._began:  # the outermost
-            self.seconds += time.thread_time() - began
 
 
 def save_question(request: dict[str, Any], folder: Path, number: int) -> ImageQuestion:
@@ -299,8 +298,10 @@ def main() -> None:
                 f"{row.client_ms:>6.1f} {row.work}  {faster:.2f}x ({cheaper:.2f}x)"
             )
         floor, work = measure_floor(args.checkpoint, requests[count][: 8 * count + 32], count, warm)
-        took = f"the server of one thread takes {table[f'one thread/{count}'].cpu_ms / floor:.2f}x of it"
-        print(f"{count:>7}  {'floor':<11} {floor:>35.1f} {'':>6} {work}  {took}")
+        print(f"{count:>7}  {'floor':<11} {floor:>35.1f} {'':>6} {work}")
+        single = table[f"one thread/{count}"]
+        share = f"{single.cpu_ms / single.forward_ms:.2f}x of its own forward passes ({single.forward_ms:.1f} ms)"
+        print(f"{count:>7}  the server of one thread takes {single.cpu_ms:.1f} ms, {share}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -207,6 +208,7 @@ def compute_coverage(target: Box, by: Box) -> float:
     return max(width, 0.0) * max(height, 0.0) / target.area
 
 
+@lru_cache(maxsize=4096)  # the windows of an image are those of every other of its shape
 def crop_square(box: Box, *, min_side: float, aspect: float = 1.0) -> Box:
     """Compute the square crop that shows a region: half side = max(half width, half height, M), inside the image.
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -302,7 +302,7 @@ def save_prompt_format(checkpoint: Path, views: PromptFormat) -> None:
 
 def build_whole_views(study: Study, folder: Path, views: PromptFormat) -> tuple[ImageView, ...]:
     """Build the views of the whole image: one view, or a grid of tiles in reading order."""
-    path, n = str(folder / study.image), views.whole_grid
+    path, n = _join_path(folder, study.image), views.whole_grid
     if n == 1:
         return (ImageView(path, study.sha256, None, views.whole_px),)
     tiles = []
@@ -320,7 +320,12 @@ def build_crop_view(
     cutout: what the crop shows outside the region's mask.
     """
     shown = box if box == WHOLE_IMAGE else crop_square(box, min_side=views.min_crop, aspect=study.width / study.height)
-    return ImageView(str(folder / study.image), study.sha256, shown, views.crop_px, cutout)
+    return ImageView(_join_path(folder, study.image), study.sha256, shown, views.crop_px, cutout)
+
+
+@lru_cache(maxsize=256)  # dozens of windows of one image follow each other
+def _join_path(folder: Path, image: str) -> str:
+    return str(folder / image)
 
 
 def compute_region_size(study: Study, views: PromptFormat) -> tuple[int, int]:

@@ -14,6 +14,7 @@ The HTTP grounder is in http_grounder.py. The oracle needs the answer key, so it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -78,7 +79,7 @@ class WindowGrounder:
         for side in sides:
             self.boxes += list_windows(side, stride)
         # the windows of each level of the search; with 0 looks there is one level
-        self.levels = [self.boxes]
+        self.levels: list[Sequence[Box]] = [self.boxes]
         if looks:
             largest, *smaller = sorted(set(sides), reverse=True)
             self.levels = [list_coarse_windows(largest), *(list_windows(side, stride) for side in smaller)]
@@ -272,27 +273,26 @@ def _rank_regions(query: GroundingQuery, regions: _RegionsByFinding) -> list[Gro
     return sorted(candidates, key=lambda region: (-region.confidence, region.box.xyxy))
 
 
-def list_windows(side: float, stride: float) -> list[Box]:
+@cache
+def list_windows(side: float, stride: float) -> tuple[Box, ...]:
     """Squares of one side in reading order that touch every border.
 
     They are at most `stride` (a share of the side) apart, or closer, so that the last one ends at the border.
     """
     if side >= 1:
-        return [WHOLE_IMAGE]
+        return (WHOLE_IMAGE,)
     steps = int(np.ceil((1 - side) / (side * stride) - 1e-9))
     corners = [round(float(c), 2) for c in np.linspace(0, 1 - side, steps + 1)]
-    windows = []
-    for y in corners:
-        windows += [box_from_xyxy((x, y, min(x + side, 1.0), min(y + side, 1.0))) for x in corners]
-    return windows
+    places = product(corners, corners)
+    return tuple(box_from_xyxy((x, y, min(x + side, 1.0), min(y + side, 1.0))) for y, x in places)
 
 
-def list_coarse_windows(side: float) -> list[Box]:
+def list_coarse_windows(side: float) -> tuple[Box, ...]:
     """Squares of one side that touch without overlapping, and one over each point where four of them meet."""
     tiles = list_windows(side, 1.0)
     corners = sorted({box.x0 for box in tiles})
     middles = [round((a + b) / 2, 2) for a, b in pairwise(corners)]
-    return tiles + [box_from_xyxy((x, y, x + side, y + side)) for y, x in product(middles, middles)]
+    return (*tiles, *(box_from_xyxy((x, y, x + side, y + side)) for y, x in product(middles, middles)))
 
 
 def _contains_center(outer: Box, inner: Box) -> bool:

@@ -62,14 +62,15 @@ def build_keys(
     tiles only the former. numbers: of the pictures so far, for keys that are compared with those of another call.
     """
     numbers = {} if numbers is None else numbers
-    images = np.array(sorted(image_ids), dtype=np.int64)
+    images = sorted(image_ids)  # few: comparing with each is cheaper than np.isin
     keys = []
     for conversation in conversations:
         key_L = np.array(conversation.ids, dtype=np.int64)
         alone = len(conversation.pictures) == 1
         shown = [numbers.setdefault((picture.key, alone), len(numbers)) for picture in conversation.pictures]
         if shown:
-            key_L[np.isin(key_L, images)] = np.repeat(-1 - np.array(shown), conversation.picture_tokens)
+            is_image_L = np.logical_or.reduce([key_L == image for image in images])
+            key_L[is_image_L] = np.repeat(-1 - np.array(shown), conversation.picture_tokens)
         keys.append(key_L)
     return keys
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from PIL import Image
 
-from clincot.images import open_image
 from clincot.serving.api_errors import ApiError
 
 _TAIL = 0.001  # share of the pixels at either end that does not count, such as specks and compression artefacts
 
 
-def check_contrast(path: Path, min_contrast: int) -> None:
-    """Refuse an image of almost one gray level.
+def measure_contrast(image: Image.Image) -> int:
+    """The difference between the 0.1st and the 99.9th percentile of an image's gray levels, of 255."""
+    counts = image.convert("L").histogram()
+    return (255 - _count_tail_levels(counts[::-1])) - _count_tail_levels(counts)
 
-    min_contrast: smallest difference between the 0.1st and the 99.9th percentile of the gray levels, of 255; 0 accepts
-    every image. Raises ApiError (400).
-    """
-    if not min_contrast:
-        return
-    counts = open_image(path).convert("L").histogram()
-    contrast = (255 - _count_tail_levels(counts[::-1])) - _count_tail_levels(counts)
+
+def check_contrast(contrast: int, min_contrast: int) -> None:
+    """Refuse an image of almost one gray level. min_contrast: 0 accepts every image. Raises ApiError (400)."""
     if contrast < min_contrast:
         raise ApiError(
             400,

@@ -21,6 +21,7 @@ from clincot.config.server_settings import ServeSettings
 from clincot.records import Study
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, number_errors
+from clincot.serving.blank_image import check_contrast
 from clincot.serving.budgets import PixelBudget
 from clincot.serving.decode_worker import PICTURE, UPLOAD, DecodeLimits, build_command
 from clincot.serving.request_context import RequestContext
@@ -57,8 +58,9 @@ class ImageDecoder:
         """Decode the upload of each folder into a file there; all pixels count as held until the block ends.
 
         The paths of the studies are relative to their folders. Of a DICOM file only the picture is kept, rendered with
-        the file's own window; the header is dropped. Raises ApiError: 400, 413 or 415 if an image cannot be used, 504
-        at the deadline; RequestCancelled. With several images, an error names the number of its image.
+        the file's own window; the header is dropped. Raises ApiError: 400, 413 or 415 if an image cannot be used or
+        nothing can be seen on it, 504 at the deadline; RequestCancelled. With several images, an error names the number
+        of its image.
         """
         sizes = []
         for number, folder in enumerate(folders, start=1):
@@ -81,6 +83,7 @@ class ImageDecoder:
         worker = self._small if pixels <= SMALL_PIXELS else self._large
         result = worker.run_task("decode", folder, context, size=pixels)
         (folder / UPLOAD).unlink()
+        check_contrast(int(result["contrast"]), self._settings.min_contrast)
         return Study(image=PICTURE, sha256=result["sha256"], width=int(result["width"]), height=int(result["height"]))
 
     def close(self) -> None:

@@ -37,7 +37,6 @@ from clincot.records import Study
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, build_deadline_error, number_errors
 from clincot.serving.backend import Backend
-from clincot.serving.blank_image import check_contrast
 from clincot.serving.fetch import ImageFetcher
 from clincot.serving.image_decoder import ImageDecoder
 from clincot.serving.image_input import check_question, check_role, is_url, read_image
@@ -209,9 +208,6 @@ class AnswerService:
                 self._store_image(image, place, context)
             folders.append(place)
         with self.decoder.open_pictures(folders, context) as studies:
-            for number, (place, study) in enumerate(zip(folders, studies, strict=True), start=1):
-                with number_errors("image", number, len(images)):
-                    check_contrast(place / study.image, self.settings.min_contrast)
             yield [
                 study.model_copy(update={"image": f"{place.name}/{study.image}"})
                 for place, study in zip(folders, studies, strict=True)
