@@ -43,9 +43,10 @@ from clincot.prompts import ChainStep, chain_prompt
 from clincot.records import Outcome, Question, Reference, Study
 from clincot.text import normalize_text
 
+ALL_QUESTIONS = slice(None)
 GROUNDER_ARMS = ("windows", "relevance", "http")
 MAX_ANSWER_SPACE = 20  # a topic with at most this many distinct answers expects one of them
-_BATCH_SIZE = 128
+BATCH_SIZE = 128  # questions; a multiple of the other batches' sizes, so that parts consist of whole batches
 _SERVED_BATCH_SIZE = 32  # questions; each has a few regions
 
 
@@ -60,14 +61,20 @@ class _RegionInput:
 
 
 def evaluate_policy(
-    policy: Policy, benchmark: Benchmark, studies: Mapping[str, Study], folder: Path, config: EvaluateConfig
+    policy: Policy,
+    benchmark: Benchmark,
+    studies: Mapping[str, Study],
+    folder: Path,
+    config: EvaluateConfig,
+    *,
+    span: slice = ALL_QUESTIONS,
 ) -> Iterator[Outcome]:
     """Yield outcomes arm by arm, each arm in the benchmark's order.
 
-    studies: by id; folder: holds their images. Raises InvalidInput if the arm `shuffled` finds images of one patient
-    only.
+    studies: by id; folder: holds their images. span: of the questions that are answered; the controls are chosen among
+    all questions. Raises InvalidInput if the arm `shuffled` finds images of one patient only.
     """
-    questions = list(islice(benchmark.questions.values(), config.limit or None))
+    questions = _list_questions(benchmark, config)[span]
     spaces = collect_answer_spaces(benchmark)
     for arm in config.arms:
         if arm == "served":
@@ -94,6 +101,10 @@ def evaluate_policy(
                 reference = benchmark.references[item.question.id]
                 off = reply.cut_off or not _is_in_format(reply.text, item.question, spaces) or item.box is None
                 yield _score_outcome(item, arm, reply.text, reference, policy, off_format=off)
+
+
+def _list_questions(benchmark: Benchmark, config: EvaluateConfig) -> list[Question]:
+    return list(islice(benchmark.questions.values(), config.limit or None))
 
 
 def _answer_as_served(
@@ -127,7 +138,7 @@ def _answer_as_served(
 def _iter_batches(region_inputs: Iterable[_RegionInput]) -> Iterator[list[_RegionInput]]:
     """Batch in order; a batch holds reports only or no reports, because reports may be longer."""
     for _, run in groupby(region_inputs, key=lambda item: item.question.kind == "report"):
-        while batch := list(islice(run, _BATCH_SIZE)):
+        while batch := list(islice(run, BATCH_SIZE)):
             yield batch
 
 
@@ -221,7 +232,7 @@ def _choose_regions(
                 cutout = cut_out_region(regions[0].mask, config.propose.mask_outside) if regions else None
                 yield _RegionInput(query.question, query.study, regions[0].box if regions else fallback, cutout)
         return
-    other_studies = _match_other_patients(questions, benchmark) if arm == "shuffled" else {}
+    other_studies = _match_other_patients(_list_questions(benchmark, config), benchmark) if arm == "shuffled" else {}
     sides = compute_crop_sides(benchmark, studies)
     for question in questions:
         reference = benchmark.references[question.id]

@@ -19,6 +19,7 @@ from clincot.config import EngineConfig, FrozenConfig, JudgeSpec, VllmConfig
 from clincot.errors import InvalidInput
 from clincot.jsonl import hash_files
 from clincot.models.checkpoint import hash_checkpoint
+from clincot.models.device_workers import stop_device_workers
 from clincot.models.load import load_judge, load_policy, unload_models
 from clincot.models.precision import choose_device, choose_dtype
 from clincot.models.protocols import Judge, Policy
@@ -33,7 +34,8 @@ _servers: dict[_ServerKey, VllmServer] = {}
 
 
 def free_models() -> None:
-    """Unload the models of this process and stop its servers, so that training can use their memory."""
+    """Unload the models of this process and of its workers, and stop its servers, so that training has the memory."""
+    stop_device_workers()
     _stop_servers()
     unload_models()
 

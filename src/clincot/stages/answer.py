@@ -6,7 +6,8 @@ from clincot.config import AnswerConfig
 from clincot.generation.requests import first_step_requests, merge_candidates, next_step_requests
 from clincot.jsonl import read_records, write_records
 from clincot.records import Candidate
-from clincot.stages.base import Metrics, Paths, Stage, build_progress_path, show_progress
+from clincot.stages.base import Metrics, Parts, Paths, Stage, build_progress_path, show_progress
+from clincot.stages.parts import join_records, split_questions
 
 
 def answer(config: AnswerConfig, inputs: Paths, outputs: Paths) -> Metrics:
@@ -38,4 +39,12 @@ STAGE = Stage(
     device="gpu",
     about="Answer every question from each of its regions.",
     optional=("candidates_before", "scores_before"),
+    parts=Parts(
+        applies=lambda config: config.engine.kind != "url",
+        split=split_questions,
+        run=answer,
+        outputs=("candidates",),
+        join=join_records(Candidate, "candidates"),
+        unit="candidates",
+    ),
 )

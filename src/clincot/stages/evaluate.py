@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
 from clincot.config import EvaluateConfig
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
-from clincot.jsonl import read_records, write_json, write_records
+from clincot.jsonl import read_json, read_records, write_json, write_records
 from clincot.records import Outcome
-from clincot.stages.base import Metrics, Paths, Stage, build_progress_path, show_progress
+from clincot.stages.base import Metrics, Parts, Paths, Stage, build_progress_path, show_progress
+from clincot.stages.parts import bound_parts
 
 
 def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
+    answer_part(config, inputs, outputs)
+    return finish_outcomes(config, inputs, outputs)
+
+
+def answer_part(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
+    """Answer the benchmark, or the questions whose first and last number + 1 are in the input `span`."""
     from clincot.datasets.folder import StudyIndex
-    from clincot.evaluation.benchmark_report import build_benchmark_reports, list_headline_figures
     from clincot.evaluation.evaluator import evaluate_policy as answer_benchmark
-    from clincot.evaluation.open_answers import grade_open_answers
-    from clincot.evaluation.served_sample import collect_served_sample
     from clincot.models.reply_memory import remember_replies
-    from clincot.models.rollout_engines import free_models, open_judges, open_policy
+    from clincot.models.rollout_engines import open_policy
 
     benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
     studies = StudyIndex(inputs["benchmark"])
-    total = len(config.arms) * len(benchmark.questions)
+    span = slice(*read_json(inputs["span"])) if "span" in inputs else slice(0, len(benchmark.questions))
+    total = len(config.arms) * (span.stop - span.start)
     log = build_progress_path(outputs["outcomes"])
     with open_policy(
         inputs["policy"], config.engine, dtype=config.dtype, log=log, inputs=inputs, config=config
     ) as policy:
-        outcomes = answer_benchmark(remember_replies(policy), benchmark, studies, inputs["benchmark"], config)
+        outcomes = answer_benchmark(
+            remember_replies(policy), benchmark, studies, inputs["benchmark"], config, span=span
+        )
         write_records(outputs["outcomes"], show_progress(outcomes, "benchmark", "answers", total))
+    return {}
+
+
+def finish_outcomes(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
+    """Let the open judges, if there are any, grade the outcomes, and write the report."""
+    from clincot.evaluation.benchmark_report import build_benchmark_reports, list_headline_figures
+    from clincot.evaluation.open_answers import grade_open_answers
+    from clincot.evaluation.served_sample import collect_served_sample
+    from clincot.models.rollout_engines import free_models, open_judges
+
+    benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
     if config.open_judges:
         free_models()  # the judges may need the memory, which a server would keep
         answered = list(read_records(outputs["outcomes"], Outcome))
@@ -47,6 +68,31 @@ def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
     return list_headline_figures(report)
 
 
+def split_benchmark(config: EvaluateConfig, inputs: Paths, count: int, work: Path) -> list[dict[str, Path]]:
+    """Divide the benchmark's questions into spans of whole batches."""
+    from clincot.evaluation.evaluator import BATCH_SIZE
+
+    questions = len(read_benchmark(inputs["benchmark"], limit=config.limit).questions)
+    parts = []
+    for number, (start, end) in enumerate(bound_parts(-(-questions // BATCH_SIZE), count)):
+        span = work / str(number) / "span.json"
+        write_json(span, [start * BATCH_SIZE, min(questions, end * BATCH_SIZE)])
+        parts.append({**inputs, "span": span})
+    return parts
+
+
+def join_outcomes(config: EvaluateConfig, inputs: Paths, written: Sequence[Paths], outputs: Paths) -> Metrics:
+    """Write the outcomes arm by arm, each in the benchmark's order, and finish them."""
+    write_records(outputs["outcomes"], _iter_by_arm(config.arms, written))
+    return finish_outcomes(config, inputs, outputs)
+
+
+def _iter_by_arm(arms: Sequence[str], written: Sequence[Paths]) -> Iterator[Outcome]:
+    for arm in arms:
+        for part in written:
+            yield from (outcome for outcome in read_records(part["outcomes"], Outcome) if outcome.arm == arm)
+
+
 STAGE = Stage(
     name="evaluate",
     run=evaluate,
@@ -56,4 +102,12 @@ STAGE = Stage(
     device="gpu",
     about="Measure a policy on the benchmark, from each kind of region and from the controls.",
     optional=("train_reports",),
+    parts=Parts(
+        applies=lambda config: config.engine.kind != "url",
+        split=split_benchmark,
+        run=answer_part,
+        outputs=("outcomes",),
+        join=join_outcomes,
+        unit="answers",
+    ),
 )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
+
 from clincot.batching import iter_blocks
 from clincot.config import JudgeConfig
 from clincot.errors import InvalidInput
 from clincot.generation.requests import join_candidates, read_steps, resolve_step_question
 from clincot.geometry import WHOLE_IMAGE
-from clincot.jsonl import write_json
-from clincot.stages.base import Metrics, Paths, Stage, show_progress
+from clincot.jsonl import read_json_model, read_records, write_json
+from clincot.judging.combination import PanelReport
+from clincot.records import Judgement
+from clincot.stages.base import Metrics, Parts, Paths, Stage, show_progress
+from clincot.stages.parts import split_questions
 
 
 def judge(config: JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
@@ -45,9 +51,36 @@ def judge(config: JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
         scores_path=outputs["scores"],
         progress_key=build_progress_key(config, inputs),
     )
+    return {**_write_report(report, outputs), **measure_cache_use(judges)}
+
+
+def judge_part(config: JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
+    """Judge one of several parts. Their metrics are added up, which says nothing of their agreement."""
+    metrics = judge(config, inputs, outputs)
+    metrics.pop("alpha", None)
+    return metrics
+
+
+def share_concurrency(config: JudgeConfig, parts: int) -> JudgeConfig:
+    """The config of one of several parts, which together have as many requests in flight as the config says."""
+    judges = [spec.model_copy(update={"concurrency": max(1, spec.concurrency // parts)}) for spec in config.judges]
+    return config.model_copy(update={"judges": tuple(judges)})
+
+
+def join_judgements(config: JudgeConfig, inputs: Paths, written: Sequence[Paths], outputs: Paths) -> Metrics:
+    """Combine the judgements of all parts. A judge that is excluded from one part is excluded from all."""
+    from clincot.judging.panel import combine_panel
+
+    reports = [read_json_model(part["panel_report"], PanelReport) for part in written]
+    judgements = chain.from_iterable(read_records(part["judgements"], Judgement) for part in written)
+    report = combine_panel(config, reports, judgements, outputs["judgements"], outputs["scores"])
+    return _write_report(report, outputs)
+
+
+def _write_report(report: PanelReport, outputs: Paths) -> Metrics:
     write_json(outputs["panel_report"], report.model_dump(mode="json"))
     alpha = {} if report.alpha_calibrated.value is None else {"alpha": report.alpha_calibrated.value}
-    return {"candidates": report.candidates, "scored": report.scored, **alpha, **measure_cache_use(judges)}
+    return {"candidates": report.candidates, "scored": report.scored, **alpha}
 
 
 STAGE = Stage(
@@ -59,4 +92,13 @@ STAGE = Stage(
     device="gpu",
     about="Score every candidate with every judge.",
     optional=("steps",),
+    parts=Parts(
+        applies=lambda config: any(not spec.url for spec in config.judges),
+        split=split_questions,
+        run=judge_part,
+        outputs=("judgements", "scores", "panel_report"),
+        join=join_judgements,
+        configure=share_concurrency,
+        unit="candidates",
+    ),
 )

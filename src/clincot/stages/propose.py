@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from clincot.config import ProposeConfig
 from clincot.jsonl import read_records, write_records
-from clincot.records import Question
-from clincot.stages.base import Metrics, Paths, Stage, build_progress_path, show_progress
+from clincot.records import Question, Region
+from clincot.stages.base import Metrics, Parts, Paths, Stage, build_progress_path, show_progress
+from clincot.stages.parts import join_records, split_questions
 
 
 def propose(config: ProposeConfig, inputs: Paths, outputs: Paths) -> Metrics:
@@ -34,4 +35,11 @@ STAGE = Stage(
     outputs=("regions",),
     device="gpu",
     about="Propose regions for every question: hypotheses, grounded in the image, and the whole image.",
+    parts=Parts(
+        applies=lambda config: config.engine.kind != "url",
+        split=split_questions,
+        run=propose,
+        outputs=("regions",),
+        join=join_records(Region, "regions"),
+    ),
 )

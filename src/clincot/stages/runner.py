@@ -10,9 +10,11 @@ from typing import Any
 from clincot import __version__
 from clincot.config import FrozenConfig, resolve_path
 from clincot.jsonl import InvalidRecord, write_json
+from clincot.models.device_workers import count_devices
 from clincot.records import hash_json
 from clincot.stages.base import Metrics, Paths, Stage
 from clincot.stages.catalog import get_stage
+from clincot.stages.parts import run_in_parts
 from clincot.storage.digests import hash_path, hash_path_or_missing
 
 
@@ -35,10 +37,17 @@ def run_stage(name: str, config: FrozenConfig, inputs: Paths, outputs: Paths) ->
         metrics: Metrics = done["metrics"]
         return metrics
     stamp.unlink(missing_ok=True)
-    metrics = stage.run(config, inputs, outputs)
+    metrics = _compute(stage, config, inputs, outputs, key)
     written = {n: hash_path(p) for n, p in sorted(outputs.items())}
     write_json(stamp, {"stage": name, "key": key, "outputs": written, "metrics": metrics})
     return metrics
+
+
+def _compute(stage: Stage, config: FrozenConfig, inputs: Paths, outputs: Paths, key: str) -> Metrics:
+    """Run the stage in this process, or divided among several GPUs."""
+    if stage.parts is not None and stage.parts.applies(config) and (devices := count_devices()) > 1:
+        return run_in_parts(stage.name, stage.parts, config, inputs, outputs, count=devices, key=key)
+    return stage.run(config, inputs, outputs)
 
 
 def _build_key(stage: Stage, config: FrozenConfig, inputs: Paths) -> str:
