@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.speed [--only NAME ...] [--questions N] [--sizes N ...]       (make bench)
 
-Parts: generation, judging, training, scaling. A part that is not named keeps its figures.
+Parts: generation, judging, round, training, scaling. A part that is not named keeps its figures.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 
 from benchmarks.generation import measure_generation
 from benchmarks.judging import measure_judging
+from benchmarks.round import measure_round
 from benchmarks.scaling import SIZES, find_faults, measure_scaling
 from benchmarks.training import measure_training
 
 FIGURES = Path(__file__).with_name("speed.json")
-PARTS = ("generation", "judging", "training", "scaling")
+PARTS = ("generation", "judging", "round", "training", "scaling")
 
 
 def measure_part(part: str, work: Path, *, questions: int, sizes: list[int], data: Path | None) -> dict[str, Any]:
@@ -30,6 +31,9 @@ def measure_part(part: str, work: Path, *, questions: int, sizes: list[int], dat
         return measure_generation(work / part, rendered, questions)
     if part == "judging":
         return measure_judging(work / part, rendered, questions)
+    if part == "round":
+        (work / part).mkdir()
+        return measure_round(work / part, rendered, min(questions, 24))
     if part == "training":
         (work / part).mkdir()
         return measure_training(work / part, pairs=4, epochs=1.0, grid=6)

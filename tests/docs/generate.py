@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from benchmarks.inference_ways import render_ways
+from benchmarks.round import render_round
 from benchmarks.scaling import render_scaling
 from benchmarks.speed import PARTS, read_figures
 from benchmarks.training import render_training
@@ -512,7 +513,13 @@ def render_speed_page() -> str:
     before, rest = text.split(_SPEED_MARKS[0])
     after = rest.split(_SPEED_MARKS[1])[1]
     figures = read_figures()
-    tables = {"generation": render_ways, "judging": render_ways, "training": render_training, "scaling": render_scaling}
+    tables = {
+        "generation": render_ways,
+        "judging": render_ways,
+        "round": render_round,
+        "training": render_training,
+        "scaling": render_scaling,
+    }
     blocks = [f"## {part.capitalize()}\n\n{tables[part](figures[part]).rstrip()}" for part in PARTS if part in figures]
     return "\n\n".join([f"{before}{_SPEED_MARKS[0]}", *blocks, f"{_SPEED_MARKS[1]}{after}"])
 
