@@ -52,7 +52,7 @@ APART := --ignore=tests/serving_vllm --ignore=tests/serving_clients --ignore=tes
 
 test: $(FULL) $(CHECKOV)/.ready  ## run the whole test suite (JOBS=2 processes)
 	@scripts/get-promtool.sh $(PROMTOOL) || echo "without promtool, the tests of the chart's alert rules are skipped"
-	$(PYTEST) tests $(APART)
+	$(PYTEST) tests $(APART) --durations=20 --durations-min=5
 
 promtool: $(FULL)  ## get promtool, which tests the chart's alert rules, and fail if it cannot be had
 	scripts/get-promtool.sh $(PROMTOOL)
