@@ -1,7 +1,7 @@
 """Measure which term of the loss moves the weights: the preference, the margin in it, or the anchor.
 
-A probe differentiates the terms of one batch separately, which costs a backward pass for each of them: somewhat more than a
-step. A run has a few probes only (`list_probe_steps`), a tenth of a training of a hundred steps.
+A probe differentiates the terms of one batch separately, which costs a backward pass for each of them: somewhat more
+than a step. A run has a few probes only (`list_probe_steps`), a tenth of a training of a hundred steps.
 """
 
 from __future__ import annotations
