@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from pathlib import Path
 
-from clincot.batching import BLOCK_SIZE
+from clincot.batching import BLOCK_SIZE, bound_parts
 from clincot.config import JudgeConfig
 from clincot.errors import InvalidInput
-from clincot.jsonl import read_json_model, read_records, write_json, write_records
-from clincot.judging.combination import PanelReport
-from clincot.judging.panel import combine_panel
-from clincot.records import Candidate, Judgement, Question, Region
+from clincot.jsonl import read_records, write_records
+from clincot.records import Candidate, Question, Region
 from clincot.stages.base import Metrics
+from clincot.stages.judge import merge_judgements
 
 
 def list_shard_names(questions: Path, shards: int) -> list[str]:
@@ -38,9 +37,7 @@ def group_shards(names: Sequence[str], groups: int) -> list[str]:
 
     names: of all shards, in their order. groups: their largest number.
     """
-    total, count = len(names), min(groups, len(names))
-    bounds = [total * number // count for number in range(count + 1)]
-    return [f"{first + 1}-{last}/{total}" for first, last in pairwise(bounds)]
+    return [f"{first + 1}-{last}/{len(names)}" for first, last in bound_parts(len(names), groups)]
 
 
 def parse_shard_group(group: str) -> list[str]:
@@ -84,11 +81,8 @@ def merge_shards(
     write_records(
         outputs["candidates"], chain.from_iterable(read_records(path, Candidate) for path in parts["candidates"])
     )
-    reports = [read_json_model(path, PanelReport) for path in parts["panel_report"]]
-    judgements = chain.from_iterable(read_records(path, Judgement) for path in parts["judgements"])
-    report = combine_panel(config, reports, judgements, outputs["judgements"], outputs["scores"])
-    write_json(outputs["panel_report"], report.model_dump(mode="json"))
-    return {"candidates": report.candidates, "scored": report.scored, "shards": len(reports)}
+    report = merge_judgements(config, parts["judgements"], parts["panel_report"], outputs)
+    return {"candidates": report.candidates, "scored": report.scored, "shards": len(parts["judgements"])}
 
 
 def _check_order(questions: Path, regions: Iterator[Region], parts: Sequence[Path]) -> Iterator[Region]:

@@ -8,7 +8,7 @@ runs as a whole or in shards.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TypeVar
 
 BLOCK_SIZE = 64  # questions
@@ -21,3 +21,9 @@ def iter_blocks(items: Iterable[T], question: Callable[[T], str]) -> Iterator[tu
     for position, (_, group) in enumerate(groupby(items, key=question)):
         for item in group:
             yield position // BLOCK_SIZE, item
+
+
+def bound_parts(blocks: int, count: int) -> list[tuple[int, int]]:
+    """The first block and the one after the last of each part: at most `count`, as equal as can be, none empty."""
+    count = max(1, min(count, blocks))
+    return list(pairwise(blocks * number // count for number in range(count + 1)))

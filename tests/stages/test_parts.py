@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 
+from clincot.batching import bound_parts
 from clincot.config import JudgeConfig, Params
 from clincot.errors import EngineFailed, InvalidInput, PromptTooLong
 from clincot.jsonl import InvalidRecord, read_records, write_records
@@ -25,7 +26,6 @@ from clincot.records import Candidate, Outcome
 from clincot.stages.base import Metrics
 from clincot.stages.catalog import STAGES, get_stage
 from clincot.stages.judge import share_concurrency
-from clincot.stages.parts import bound_parts
 from clincot.stages.runner import run_stage
 from tests.support import tiny
 

@@ -40,7 +40,6 @@ STAGE = Stage(
     about="Answer every question from each of its regions.",
     optional=("candidates_before", "scores_before"),
     parts=Parts(
-        applies=lambda config: config.engine.kind != "url",
         split=split_questions,
         run=answer,
         outputs=("candidates",),

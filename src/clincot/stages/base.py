@@ -21,16 +21,16 @@ T = TypeVar("T")
 class Parts:
     """How a stage is divided among several GPUs (parts.py).
 
-    applies: whether its models run here, by its config. split: writes the inputs of up to `count` parts below a folder.
-    run: computes one part. outputs: what it writes. join: writes the stage's outputs from those of all parts, and
-    returns its metrics, besides the sums of the parts' own.
+    split: writes the inputs of up to `count` parts below a folder. run: computes one part. outputs: what it writes.
+    join: writes the stage's outputs from those of all parts, and returns its metrics, besides the sums of the parts'
+    own. applies: whether its models run here, by its config.
     """
 
-    applies: Callable[[Any], bool]
     split: Callable[[Any, Paths, int, Path], list[dict[str, Path]]]
     run: Callable[[Any, Paths, Paths], Metrics]
     outputs: tuple[str, ...]
     join: Callable[[Any, Paths, Sequence[Paths], Paths], Metrics]
+    applies: Callable[[Any], bool] = lambda config: config.engine.kind != "url"
     configure: Callable[[Any, int], Any] = lambda config, count: config  # the config of one of `count` parts
     unit: str = "questions"
 

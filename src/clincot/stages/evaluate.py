@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from clincot.batching import bound_parts
 from clincot.config import EvaluateConfig
 from clincot.evaluation.read_benchmark import read_benchmark, select_report_metrics
 from clincot.jsonl import read_json, read_records, write_json, write_records
 from clincot.records import Outcome
 from clincot.stages.base import Metrics, Parts, Paths, Stage, build_progress_path, show_progress
-from clincot.stages.parts import bound_parts
+
+if TYPE_CHECKING:
+    from clincot.evaluation.benchmark import Benchmark
 
 
 def evaluate(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
-    answer_part(config, inputs, outputs)
-    return finish_outcomes(config, inputs, outputs)
+    benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
+    _answer_questions(config, inputs, outputs, benchmark, slice(0, len(benchmark.questions)))
+    return _finish_outcomes(config, inputs, outputs, benchmark)
 
 
 def answer_part(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
-    """Answer the benchmark, or the questions whose first and last number + 1 are in the input `span`."""
+    """Answer the questions of one of several parts; the input `span` has its bounds as a JSON list."""
+    benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
+    _answer_questions(config, inputs, outputs, benchmark, slice(*read_json(inputs["span"])))
+    return {}
+
+
+def _answer_questions(config: EvaluateConfig, inputs: Paths, outputs: Paths, benchmark: Benchmark, span: slice) -> None:
     from clincot.datasets.folder import StudyIndex
     from clincot.evaluation.evaluator import evaluate_policy as answer_benchmark
     from clincot.models.reply_memory import remember_replies
     from clincot.models.rollout_engines import open_policy
 
-    benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
     studies = StudyIndex(inputs["benchmark"])
-    span = slice(*read_json(inputs["span"])) if "span" in inputs else slice(0, len(benchmark.questions))
     total = len(config.arms) * (span.stop - span.start)
     log = build_progress_path(outputs["outcomes"])
     with open_policy(
@@ -37,17 +47,15 @@ def answer_part(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metric
             remember_replies(policy), benchmark, studies, inputs["benchmark"], config, span=span
         )
         write_records(outputs["outcomes"], show_progress(outcomes, "benchmark", "answers", total))
-    return {}
 
 
-def finish_outcomes(config: EvaluateConfig, inputs: Paths, outputs: Paths) -> Metrics:
+def _finish_outcomes(config: EvaluateConfig, inputs: Paths, outputs: Paths, benchmark: Benchmark) -> Metrics:
     """Let the open judges, if there are any, grade the outcomes, and write the report."""
     from clincot.evaluation.benchmark_report import build_benchmark_reports, list_headline_figures
     from clincot.evaluation.open_answers import grade_open_answers
     from clincot.evaluation.served_sample import collect_served_sample
     from clincot.models.rollout_engines import free_models, open_judges
 
-    benchmark = read_benchmark(inputs["benchmark"], limit=config.limit)
     if config.open_judges:
         free_models()  # the judges may need the memory, which a server would keep
         answered = list(read_records(outputs["outcomes"], Outcome))
@@ -83,14 +91,16 @@ def split_benchmark(config: EvaluateConfig, inputs: Paths, count: int, work: Pat
 
 def join_outcomes(config: EvaluateConfig, inputs: Paths, written: Sequence[Paths], outputs: Paths) -> Metrics:
     """Write the outcomes arm by arm, each in the benchmark's order, and finish them."""
-    write_records(outputs["outcomes"], _iter_by_arm(config.arms, written))
-    return finish_outcomes(config, inputs, outputs)
+    write_records(outputs["outcomes"], _iter_by_arm(written))
+    return _finish_outcomes(config, inputs, outputs, read_benchmark(inputs["benchmark"], limit=config.limit))
 
 
-def _iter_by_arm(arms: Sequence[str], written: Sequence[Paths]) -> Iterator[Outcome]:
-    for arm in arms:
-        for part in written:
-            yield from (outcome for outcome in read_records(part["outcomes"], Outcome) if outcome.arm == arm)
+def _iter_by_arm(written: Sequence[Paths]) -> Iterator[Outcome]:
+    """The outcomes of all parts, each of which has them arm by arm."""
+    by_arm = [groupby(read_records(part["outcomes"], Outcome), key=lambda outcome: outcome.arm) for part in written]
+    for of_arm in zip(*by_arm, strict=True):
+        for _, outcomes in of_arm:
+            yield from outcomes
 
 
 STAGE = Stage(
@@ -103,7 +113,6 @@ STAGE = Stage(
     about="Measure a policy on the benchmark, from each kind of region and from the controls.",
     optional=("train_reports",),
     parts=Parts(
-        applies=lambda config: config.engine.kind != "url",
         split=split_benchmark,
         run=answer_part,
         outputs=("outcomes",),

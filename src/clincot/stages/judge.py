@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 
 from clincot.batching import iter_blocks
 from clincot.config import JudgeConfig
@@ -51,7 +52,8 @@ def judge(config: JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
         scores_path=outputs["scores"],
         progress_key=build_progress_key(config, inputs),
     )
-    return {**_write_report(report, outputs), **measure_cache_use(judges)}
+    write_json(outputs["panel_report"], report.model_dump(mode="json"))
+    return {**_describe_report(report), **measure_cache_use(judges)}
 
 
 def judge_part(config: JudgeConfig, inputs: Paths, outputs: Paths) -> Metrics:
@@ -68,17 +70,29 @@ def share_concurrency(config: JudgeConfig, parts: int) -> JudgeConfig:
 
 
 def join_judgements(config: JudgeConfig, inputs: Paths, written: Sequence[Paths], outputs: Paths) -> Metrics:
-    """Combine the judgements of all parts. A judge that is excluded from one part is excluded from all."""
+    """Combine the judgements of all parts."""
+    judgements = [part["judgements"] for part in written]
+    reports = [part["panel_report"] for part in written]
+    return _describe_report(merge_judgements(config, judgements, reports, outputs))
+
+
+def merge_judgements(
+    config: JudgeConfig, judgements: Sequence[Path], reports: Sequence[Path], outputs: Paths
+) -> PanelReport:
+    """Write judgements, scores and report of the panel from those of parts or shards, and return the report.
+
+    A judge that is excluded from one of them is excluded from all. Raises QuorumLost if too few judges remain.
+    """
     from clincot.judging.panel import combine_panel
 
-    reports = [read_json_model(part["panel_report"], PanelReport) for part in written]
-    judgements = chain.from_iterable(read_records(part["judgements"], Judgement) for part in written)
-    report = combine_panel(config, reports, judgements, outputs["judgements"], outputs["scores"])
-    return _write_report(report, outputs)
-
-
-def _write_report(report: PanelReport, outputs: Paths) -> Metrics:
+    before = [read_json_model(path, PanelReport) for path in reports]
+    judged = chain.from_iterable(read_records(path, Judgement) for path in judgements)
+    report = combine_panel(config, before, judged, outputs["judgements"], outputs["scores"])
     write_json(outputs["panel_report"], report.model_dump(mode="json"))
+    return report
+
+
+def _describe_report(report: PanelReport) -> Metrics:
     alpha = {} if report.alpha_calibrated.value is None else {"alpha": report.alpha_calibrated.value}
     return {"candidates": report.candidates, "scored": report.scored, **alpha}
 

@@ -11,11 +11,11 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from clincot.batching import BLOCK_SIZE
+from clincot.batching import BLOCK_SIZE, bound_parts
 from clincot.jsonl import atomic_write, read_json, read_records, write_json, write_records
 from clincot.models.device_workers import run_on_devices
 from clincot.records import Candidate, PanelScore, Question, Record, Region
@@ -69,12 +69,6 @@ def _run_part(run: Callable[[Any, Paths, Paths], Metrics], config: Any, inputs: 
     metrics = run(config, inputs, outputs)
     write_json(done, metrics)
     return metrics
-
-
-def bound_parts(blocks: int, count: int) -> list[tuple[int, int]]:
-    """The first block and the one after the last of each part: at most `count`, as equal as can be, none empty."""
-    count = max(1, min(count, blocks))
-    return list(pairwise(blocks * number // count for number in range(count + 1)))
 
 
 def split_questions(config: Any, inputs: Paths, count: int, work: Path) -> list[dict[str, Path]]:

@@ -36,7 +36,6 @@ STAGE = Stage(
     device="gpu",
     about="Propose regions for every question: hypotheses, grounded in the image, and the whole image.",
     parts=Parts(
-        applies=lambda config: config.engine.kind != "url",
         split=split_questions,
         run=propose,
         outputs=("regions",),
