@@ -109,6 +109,7 @@ def _list_strengths() -> list[Ablation]:
 def _list_pair_rules() -> list[Ablation]:
     return [
         Ablation("all topics make pairs", "pairs", (NO_AGREEMENT,)),
+        Ablation("agreement by topic and grounder", "pairs", ("pair.agreement_by=grounder",)),
         Ablation("gaps from 0.05", "pairs", ("pair.min_gap=0.05", "pair.pick=random")),
         Ablation(
             "gaps from 0.05, plain DPO", "pairs", ("pair.min_gap=0.05", "pair.pick=random", "train.margin_lambda=0")

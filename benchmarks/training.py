@@ -6,8 +6,8 @@ The model is a random Idefics3 of 38 million parameters with a frozen tower; the
 tokens it sees (6: some 600, 12: some 2,300). Each way trains in a process of its own, so that its largest memory is
 its own. Seconds are processor seconds of the whole training, the reference's pass included, without loading the model.
 
-Ours trains without the probes of the loss's terms: a run has eight, each of which costs as much as some steps, and here
-there are only two steps.
+Ours trains without the probes of the loss's terms: a run has at most one in ten steps, each a little dearer than a
+step, and here there are only two steps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The judges' agreement by topic and grounder, without an answer key."""
+"""The judges' agreement by topic, or by topic and grounder, without an answer key."""
+
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from clincot.judging.topic_agreement import (
 )
 from clincot.preferences.pairs import make_pairs
 from clincot.records import Candidate, Judgement
-from tests.support.judging_builders import candidate, score_of
+from tests.support.judging_builders import LEFT, RIGHT, candidate, score_of
 
 QUESTIONS = 12  # with two answers each: 24 answers, at least MIN_ANSWERS
 
@@ -104,8 +106,33 @@ def test_judgements_of_other_candidates_are_refused() -> None:
     one, other = candidate("yes"), candidate("no")
     with pytest.raises(InvalidInput, match=f"expected judgements of {one.id}, got {other.id}"):
         measure_group_agreement([one], judge(other, 0.5, 0.5), group_all([one]))
-    with pytest.raises(InvalidInput, match="names question-1, which is not in the round's questions and regions"):
+    with pytest.raises(InvalidInput, match="names question-1, which is not in the round's questions"):
         CandidateGroups({}, {}).get_group(one)
+    with pytest.raises(InvalidInput, match=rf"names {re.escape(one.region)}, which is not in the round's regions"):
+        CandidateGroups({one.question: "margin"}, {}).get_group(one)
+
+
+def test_a_group_is_a_topic_or_a_topic_from_one_grounders_regions() -> None:
+    """From windows both judges see: differences of .2 and .1 around the mean, with one sign. From the whole image the
+    second one guesses, with the other sign every other time. Correlations 1 and 0; together (1 + 0) / 2.
+    """
+    scored = []
+    for number in range(QUESTIONS):
+        guess = 0.1 if number % 2 else -0.1
+        for box, second in ((LEFT, 0.1), (RIGHT, guess)):
+            scored.append((candidate("smooth", question=f"q{number:02}", box=box), (0.7, 0.5 + second)))
+            scored.append((candidate("spiculated", question=f"q{number:02}", box=box), (0.3, 0.5 - second)))
+    candidates = [one for one, _ in scored]
+    judgements = [judgement for one, scores in scored for judgement in judge(one, *scores)]
+    topics = {one.question: "margin" for one in candidates}
+    grounders = {candidates[0].region: "windows", candidates[2].region: "whole"}
+
+    def correlate(groups: CandidateGroups) -> dict[str, float | None]:
+        found = measure_group_agreement(candidates, judgements, groups)
+        return {group: agreement.correlation for group, agreement in found.items()}
+
+    assert correlate(CandidateGroups(topics, grounders)) == {"margin, whole": 0.0, "margin, windows": 1.0}
+    assert correlate(CandidateGroups(topics, None)) == {"margin": 0.5}
 
 
 def test_only_groups_that_the_panel_knows_make_pairs() -> None:

@@ -48,7 +48,7 @@ def test_a_probe_leaves_the_gradients_of_the_step_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "probed"), [(1, [0]), (8, list(range(8))), (9, [0, 2, 4, 6, 8]), (80, [*range(0, 80, 10)])]
+    ("steps", "probed"), [(1, [0]), (10, [0]), (11, [0, 10]), (80, [*range(0, 80, 10)]), (81, [*range(0, 81, 11)])]
 )
 def test_probes_are_few_and_begin_with_the_first_step(steps: int, probed: list[int]) -> None:
     assert sorted(list_probe_steps(steps)) == probed

@@ -364,11 +364,15 @@ class PairConfig(FrozenConfig):
     min_gap: float = Field(default=0.3, gt=0, description="Smallest score gap of a pair, in calibrated probability.")
     min_agreement: Share = Field(
         default=0.0,
-        description="Smallest correlation of the judges on a topic and grounder that makes pairs; 0: all make pairs.",
+        description="Smallest correlation of the judges on a group of answers that makes pairs; 0: all make pairs.",
     )
     max_prejudice: Share = Field(
         default=1.0,
         description="With min_agreement: largest share of the judges' preferences that the text alone explains.",
+    )
+    agreement_by: Literal["topic", "grounder"] = Field(
+        default="topic",
+        description="With min_agreement: the groups, topics or each topic from each grounder's regions.",
     )
     per_question: PositiveInt = Field(default=2, description="k, pairs kept per question [UV-CoT code: 2].")
     pick: Literal["random", "top"] = Field(

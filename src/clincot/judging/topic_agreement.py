@@ -8,8 +8,10 @@ Agreement is not proof, since judges may share a prejudice, such as calling ever
 prejudice does not depend on the image, so it shows as the share of the panel's preferences that the answer's text
 alone explains.
 
-Measured for each group, a topic seen through one grounder's regions: the same judges may read a lesion's margin in a
-window that shows it, and know nothing of it from the whole image.
+Measured for each group (`pair.agreement_by`). A group is a topic, so that where the judges know the topic, regions that
+do not show the finding make pairs too: there the judges' preferences are chance, and a policy that they train answers
+with less certainty from such regions. Or a group is a topic seen through one grounder's regions: the same judges may
+read a lesion's margin in a window that shows it, and know nothing of it from the whole image.
 """
 
 from __future__ import annotations
@@ -71,17 +73,21 @@ class PanelKnowledge:
 
 @dataclass(frozen=True)
 class CandidateGroups:
-    """The group of each candidate: "TOPIC, GROUNDER"; a question without a topic counts by its kind."""
+    """The group of each candidate: "TOPIC, GROUNDER", or "TOPIC"; a question without a topic counts by its kind."""
 
     topics: Mapping[str, str]  # question id -> topic or kind
-    grounders: Mapping[str, str]  # region id -> name of the grounder
+    grounders: Mapping[str, str] | None  # region id -> name of the grounder; None: grounders are not told apart
 
     def get_group(self, candidate: Candidate) -> str:
         """The candidate's group; raises InvalidInput for a question or region that is not in the files."""
-        topic, grounder = self.topics.get(candidate.question), self.grounders.get(candidate.region)
-        if topic is None or grounder is None:
-            missing = candidate.question if topic is None else candidate.region
-            raise InvalidInput(f"{candidate.id} names {missing}, which is not in the round's questions and regions")
+        topic = self.topics.get(candidate.question)
+        if topic is None:
+            raise InvalidInput(f"{candidate.id} names {candidate.question}, which is not in the round's questions")
+        if self.grounders is None:
+            return topic
+        grounder = self.grounders.get(candidate.region)
+        if grounder is None:
+            raise InvalidInput(f"{candidate.id} names {candidate.region}, which is not in the round's regions")
         return f"{topic}, {grounder}"
 
 

@@ -59,7 +59,7 @@ class PairReport(FrozenModel):
     contradictions: Count = 0  # pairs of texts that another pair of the question has the other way round
     gaps_considered: dict[str, int]  # lower edge of a bin 0.1 wide -> combinations of comparable candidates
     gaps_kept: dict[str, int]
-    # "TOPIC, GROUNDER" -> agreement of the judges; only with pair.min_agreement
+    # "TOPIC" or "TOPIC, GROUNDER" -> agreement of the judges; only with pair.min_agreement
     agreement: dict[str, GroupAgreement] = Field(default_factory=dict, exclude_if=lambda groups: not groups)
     left_out: tuple[str, ...] = Field(default=(), exclude_if=lambda groups: not groups)  # groups below min_agreement
 

@@ -13,7 +13,7 @@ from clincot.stages.base import Metrics, Paths, Stage
 if TYPE_CHECKING:
     from clincot.judging.topic_agreement import PanelKnowledge
 
-_AGREEMENT_INPUTS = ("questions", "regions", "judgements")
+_OPTIONAL_INPUTS = ("questions", "regions", "judgements")
 
 
 def pair(config: PairConfig, inputs: Paths, outputs: Paths) -> Metrics:
@@ -34,14 +34,14 @@ def pair(config: PairConfig, inputs: Paths, outputs: Paths) -> Metrics:
 def _measure_knowledge(config: PairConfig, inputs: Paths) -> PanelKnowledge:
     from clincot.judging.topic_agreement import CandidateGroups, PanelKnowledge, measure_group_agreement
 
-    if missing := [name for name in _AGREEMENT_INPUTS if name not in inputs]:
-        raise InvalidInput(
-            f"pair.min_agreement needs the inputs {', '.join(_AGREEMENT_INPUTS)}, got none for {', '.join(missing)}"
-        )
-    groups = CandidateGroups(
-        topics={q.id: q.topic or q.kind for q in read_records(inputs["questions"], Question)},
-        grounders={region.id: region.grounder for region in read_records(inputs["regions"], Region)},
-    )
+    needed = _OPTIONAL_INPUTS if config.agreement_by == "grounder" else ("questions", "judgements")
+    if missing := [name for name in needed if name not in inputs]:
+        raise InvalidInput(f"pair.min_agreement needs {', '.join(needed)}; got nothing for {', '.join(missing)}")
+    grounders = None
+    if config.agreement_by == "grounder":
+        grounders = {region.id: region.grounder for region in read_records(inputs["regions"], Region)}
+    topics = {q.id: q.topic or q.kind for q in read_records(inputs["questions"], Question)}
+    groups = CandidateGroups(topics, grounders)
     agreement = measure_group_agreement(
         read_records(inputs["candidates"], Candidate), read_records(inputs["judgements"], Judgement), groups
     )
@@ -56,5 +56,5 @@ STAGE = Stage(
     outputs=("pairs", "pair_report"),
     device="cpu",
     about="Make preference pairs, with their score gaps, from the scored candidates.",
-    optional=_AGREEMENT_INPUTS,
+    optional=_OPTIONAL_INPUTS,
 )

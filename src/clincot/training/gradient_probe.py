@@ -1,7 +1,7 @@
 """Measure which term of the loss moves the weights: the preference, the margin in it, or the anchor.
 
 A probe differentiates the terms of one batch separately, which costs a backward pass for each of them: somewhat more
-than a step. A run has a few probes only (`list_probe_steps`), a tenth of a training of a hundred steps.
+than a step. A run has a few probes only (`list_probe_steps`), at most one in ten steps.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 import torch
 
 PROBES = 8  # in a training run, evenly spread from the first step on
+MIN_SPACING = 10  # steps from probe to probe: a probe costs about a step, and short runs should not pay twice
 MAX_PROBED_WEIGHTS = (
     1_000_000_000  # trained weights above which the additional gradients would not fit beside the model
 )
 
 
 def list_probe_steps(steps: int) -> frozenset[int]:
-    """The 0-based steps at which a run of `steps` steps is probed: at most PROBES, the first one among them."""
-    return frozenset(range(0, steps, max(1, math.ceil(steps / PROBES))))
+    """The 0-based steps at which a run of `steps` steps is probed: the first one, and up to PROBES in all."""
+    return frozenset(range(0, steps, max(MIN_SPACING, math.ceil(steps / PROBES))))
 
 
 def can_probe(parameters: Sequence[torch.nn.Parameter], *, sharded: bool) -> bool:
