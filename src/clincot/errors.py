@@ -6,12 +6,25 @@ its traceback, which shows the developer where to look.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(Exception):
-    """Base class of errors that the command line prints without a traceback."""
+    """Base class of errors that the command line prints without a traceback.
+
+    It can be pickled whatever its constructor takes, and so reach the user from another process.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore_error, (type(self), self.args, self.__dict__)
+
+
+def _restore_error(kind: type[UserError], args: tuple[Any, ...], state: Mapping[str, Any]) -> UserError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class InvalidInput(UserError, ValueError):
