@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clincot.geometry import box_from_xyxy
+from clincot.models import encoding
 from clincot.models.encoding import (
     ChatTemplateError,
     ConversationEncoder,
@@ -18,7 +21,7 @@ from clincot.models.encoding import (
     read_picture,
 )
 from clincot.models.vlm import VisionLanguageModel
-from clincot.prompts import ChainStep, Conversation, Turn, chain_prompt, collect_views
+from clincot.prompts import ChainStep, Conversation, ImageView, Turn, chain_prompt, collect_views
 from clincot.records import Study
 
 LEFT, RIGHT = box_from_xyxy((0.05, 0.1, 0.4, 0.45)), box_from_xyxy((0.55, 0.4, 0.95, 0.8))
@@ -189,3 +192,24 @@ def test_pictures_are_stacked_by_conversation_or_in_a_row() -> None:
     plain = [{"pixel_values": torch.full((1, 3, 2, 2), value)} for value in (1.0, 2.0)]
     assert batch_pictures(plain)["pixel_values"].shape == (2, 3, 2, 2)
     assert batch_pictures([]) == {}
+
+
+def test_views_of_large_images_are_rendered_ahead_and_kept_within_a_limit(tmp_path: Path) -> None:
+    """2048 x 1025 is above 2 << 20 pixels and 2048 x 1024 is not. A view of 40 x 20 has 800 pixels, 41 x 21 has 861."""
+    large, small = (tmp_path / name for name in ("large.png", "small.png"))
+    Image.effect_noise((2048, 1025), 60).convert("RGB").save(large)
+    Image.effect_noise((2048, 1024), 60).convert("RGB").save(small)
+    first, second, of_small = (
+        ImageView(path=str(path), sha256=path.name, side_px=side)
+        for path, side in ((large, 40), (large, 41), (small, 40))
+    )
+    direct = np.asarray(read_picture(first))
+    views = encoding._RenderedViews(limit=1_000)
+    views.render(first)
+    np.testing.assert_array_equal(np.asarray(views.get(first)), direct)
+    views.render(second)  # 1,661 pixels with the first one
+    assert views.get(first) is None
+    assert views.get(second) is not None
+    encoding.render_ahead([first, of_small, ImageView(path=str(large), sha256="large", side_px=None)])
+    assert read_picture(first) is read_picture(first)
+    assert read_picture(of_small) is not read_picture(of_small)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
 from clincot.serving.api_errors import ApiError, RequestCancelled
-from clincot.serving.budgets import FREE_BODY_BYTES, BodyBudget, PixelBudget
+from clincot.serving.budgets import FREE_BODY_BYTES, BodyBudget, PacedTurns, PixelBudget
 from clincot.serving.request_context import RequestContext
 
 FREE = FREE_BODY_BYTES
@@ -62,6 +63,45 @@ def test_two_half_read_bodies_do_not_wait_for_each_other() -> None:
         return [*ended, str(budget.used)]
 
     assert asyncio.run(read()) == ["older", "younger", "0"]
+
+
+def test_after_a_turn_the_loop_is_free_for_three_times_as_long() -> None:
+    """The first turn takes 50 ms, so the second begins 150 ms after its end, or later; it may end before its block."""
+
+    async def take_turns() -> tuple[float, bool]:
+        turns, loop, began = PacedTurns(), asyncio.get_running_loop(), []
+
+        async def second() -> None:
+            async with turns.take():
+                began.append(loop.time())
+
+        async with turns.take() as end:
+            waiting = asyncio.create_task(second())
+            await asyncio.sleep(0)
+            time.sleep(0.05)
+            end()
+            ended = loop.time()
+            await waiting  # inside the first one's block
+            end()  # again: nothing
+        async with asyncio.timeout(10), turns.take():  # the block's end releases nothing twice
+            alone = turns._free.locked()
+        return began[0] - ended, alone
+
+    pause_s, alone = asyncio.run(take_turns())
+    assert pause_s >= 0.145  # the loop's clock is coarse
+    assert alone
+
+
+def test_a_turn_ends_with_an_error() -> None:
+    async def fail() -> None:
+        turns = PacedTurns()
+        with pytest.raises(ApiError):
+            async with turns.take():
+                raise ApiError(400, "invalid_request", "no JSON")
+        async with asyncio.timeout(10), turns.take():
+            pass
+
+    asyncio.run(fail())
 
 
 def test_the_smallest_waiting_image_is_next() -> None:

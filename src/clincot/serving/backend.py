@@ -32,7 +32,7 @@ from clincot.models.checkpoint import (
 )
 from clincot.models.endpoint import EndpointModel
 from clincot.models.protocols import Generation, Policy, PolicyWrapper
-from clincot.prompts import Conversation, PromptFormat, Turn, load_prompt_format
+from clincot.prompts import Conversation, PromptFormat, Turn, collect_views, load_prompt_format
 from clincot.serving.request_batching import Batcher
 from clincot.serving.request_context import RequestContext
 from clincot.serving.spool import open_spool
@@ -133,6 +133,31 @@ class LocalBackend(InProcessBackend):
         )
         model.refuses_long_prompts = True
         super().__init__(model, settings, observe)
+
+    @contextmanager
+    def open_policy(self, context: RequestContext) -> Iterator[Policy]:
+        with super().open_policy(context) as policy:
+            yield _RenderingPolicy(policy)
+
+
+class _RenderingPolicy(PolicyWrapper):
+    """Renders the views of large images in the request's own thread; other requests' batches need not wait for it."""
+
+    def generate(
+        self, conversations: Sequence[Conversation], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[Generation]:
+        self._render_views(conversations)
+        return super().generate(conversations, max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
+
+    def p_yes(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        self._render_views(conversations)
+        return super().p_yes(conversations)
+
+    def _render_views(self, conversations: Sequence[Conversation]) -> None:
+        from clincot.models.encoding import render_ahead
+
+        for conversation in conversations:
+            render_ahead(collect_views(conversation))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import asyncio
 import heapq
 import itertools
 import threading
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from clincot.serving.api_errors import build_deadline_error
@@ -85,6 +86,38 @@ class BodyBudget:
     def _wake_waiting(self) -> None:
         self._released.set()
         self._released = asyncio.Event()
+
+
+class PacedTurns:
+    """Turns for what keeps the event loop busy: checking and parsing a large body, which nothing can interrupt.
+
+    After a turn of t seconds the next one waits for PAUSE * t (at most MAX_PAUSE_S), so however many large bodies
+    arrive together, other requests have most of the loop's time.
+    """
+
+    PAUSE = 3.0
+    MAX_PAUSE_S = 2.0
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(1)
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[Callable[[], None]]:
+        """Wait for the turn, and yield what ends it; it ends with the block at the latest."""
+        await self._free.acquire()
+        loop, began, ended = asyncio.get_running_loop(), time.monotonic(), False
+
+        def end() -> None:
+            nonlocal ended
+            if not ended:
+                ended = True
+                pause_s = min(self.MAX_PAUSE_S, self.PAUSE * (time.monotonic() - began))
+                loop.call_later(pause_s, self._free.release)
+
+        try:
+            yield end
+        finally:
+            end()
 
 
 class PixelBudget:

@@ -29,6 +29,7 @@ from clincot.images import ImageLimits, InvalidImage, measure_image, open_image
 from clincot.serving.blank_image import measure_contrast
 
 UPLOAD, PICTURE = "upload", "picture.png"  # file names in a request's folder
+MAX_PNG_CHUNKS = 10_000  # libpng writes chunks of 8 KiB, so 32 MiB of pixels have 4,096
 _GREY_LEVELS = bytes(value // 3 for value in range(3 * 256))  # red, green and blue of each level
 _DICOM_MAGIC, _PNG_MAGIC, _JPEG_MAGIC = b"DICM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
@@ -98,10 +99,24 @@ def _measure_upload(folder: Path, limits: DecodeLimits) -> dict[str, Any]:
     if start[128:132] == _DICOM_MAGIC:
         width, height = measure_dicom(path, limits.image_limits)
     elif start.startswith((_PNG_MAGIC, _JPEG_MAGIC)):
+        if start.startswith(_PNG_MAGIC) and has_too_many_chunks(path):
+            return _build_refusal(400, "invalid_image", f"expected a PNG of at most {MAX_PNG_CHUNKS} chunks")
         width, height = measure_image(path, limits=limits.image_limits)
     else:
         return _build_refusal(415, "unsupported_image", "expected a PNG, JPEG or DICOM file")
     return {"width": width, "height": height}
+
+
+def has_too_many_chunks(path: Path) -> bool:
+    """Whether a PNG file has more than MAX_PNG_CHUNKS chunks, each of which its readers handle one by one."""
+    with path.open("rb") as file:
+        file.seek(len(_PNG_MAGIC))
+        for _ in range(MAX_PNG_CHUNKS):
+            head = file.read(8)  # length of the data and name; the data and a checksum of 4 bytes follow
+            if len(head) < 8 or head[4:] == b"IEND":
+                return False
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return True
 
 
 def _decode_upload(folder: Path, limits: DecodeLimits) -> dict[str, Any]:

@@ -13,14 +13,14 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 from clincot.config.server_settings import ServeSettings
 from clincot.serving import metrics
 from clincot.serving.api_errors import ApiError, RequestCancelled, build_internal_error, log_unexpected_error
 from clincot.serving.auth import ApiKeys
-from clincot.serving.budgets import BodyBudget, BodyLease
+from clincot.serving.budgets import BodyBudget, BodyLease, PacedTurns
 from clincot.serving.content_types import BINARY_LENGTH_HEADER, V2_INFER_PATH, choose_content_type
 from clincot.serving.page_routes import PAGE_CHALLENGE, is_page_request
 from clincot.serving.request_context import RequestContext, current_request
@@ -42,6 +42,7 @@ _GATEWAY_HEADERS = ("x-forwarded-for", "forwarded")
 _PUBLIC_PATHS = re.compile(r"/|/metrics|/health|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
 # routes of the SDK that would let a client unload the model, or that are not implemented here
 CLOSED_PATHS = re.compile(r"/v2/repository/.*|/v1/models/.*:explain")
+LARGE_BODY_BYTES = 1 << 20  # a larger one is parsed for milliseconds to tenths of a second
 MAX_JSON_VALUES = 200_000  # of a body; 16 questions of 2,000 commas each have fewer
 _OWN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # a client's request id that is safe in a header
 _UNSAFE_CHARS = re.compile(r"[^A-Za-z0-9/_.:-]")
@@ -53,6 +54,7 @@ class RequestMiddleware:
     def __init__(self, app: App, settings: ServeSettings, keys: ApiKeys | None) -> None:
         self._app, self.settings, self._keys = app, settings, keys
         self._bodies = BodyBudget(settings.max_held_bytes, settings.max_body_bytes)
+        self._large_bodies = PacedTurns()
         metrics.HELD_BYTES.set_function(lambda: self._bodies.used)
         self._accepted = 0
         self._pace_s = 1.0  # exponential moving average of the time of an answer, for Retry-After
@@ -109,28 +111,30 @@ class RequestMiddleware:
         self.check_queue()  # before the body, so that a full server does not read it
         async with self._bodies.open_lease() as lease:
             body = await self._read_body(receive, lease)
-            check_json_size(body, headers)
-            with self.reserve_slot():  # after the body: a slow client must not take a slot
-                began = time.monotonic()
-                await self._run_app(scope, body, receive, send)
-                self._pace_s += 0.1 * (time.monotonic() - began - self._pace_s)
+            async with self._pace_large_body(len(body)) as end_turn:
+                check_json_size(body, headers)
+                with self.reserve_slot():  # after the body: a slow client must not take a slot
+                    began = time.monotonic()
+                    await self._run_app(scope, body, receive, send, end_turn)
+                    self._pace_s += 0.1 * (time.monotonic() - began - self._pace_s)
 
     async def _read_body(self, receive: Receive, lease: BodyLease) -> bytes:
         """Read the body as far as the budget of all bodies allows.
 
         Raises ApiError: 408 if the client is too slow, 413 if the body is too large, 429 if there was no room in time.
         """
-        settings, body, began = self.settings, bytearray(), time.monotonic()
+        settings, chunks, size, began = self.settings, [], 0, time.monotonic()
         try:
             async with asyncio.timeout(settings.body_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise RequestCancelled
-                    body += message.get("body", b"")
-                    if len(body) > settings.max_body_bytes:
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    if size > settings.max_body_bytes:
                         raise _build_size_error(settings)
-                    await lease.grow_to(len(body))
+                    await lease.grow_to(size)
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
@@ -139,7 +143,23 @@ class RequestMiddleware:
             raise build_slow_body_error(settings) from None
         self._bodies.complete(lease)
         metrics.observe_stage("body", time.monotonic() - began)
-        return bytes(body)
+        return b"".join(chunks)
+
+    @asynccontextmanager
+    async def _pace_large_body(self, size: int) -> AsyncIterator[Callable[[], None]]:
+        """Hold the turn to check and parse a large body, until what is yielded is called or the block ends.
+
+        Raises ApiError (429) if the turn does not come in time.
+        """
+        async with AsyncExitStack() as stack:
+            end_turn: Callable[[], None] = _do_nothing
+            if size > LARGE_BODY_BYTES:
+                try:
+                    async with asyncio.timeout(self.settings.body_s):
+                        end_turn = await stack.enter_async_context(self._large_bodies.take())
+                except TimeoutError:
+                    raise self._build_queue_error() from None
+            yield end_turn
 
     @asynccontextmanager
     async def wait_for_room(self, turns: asyncio.Semaphore) -> AsyncIterator[None]:
@@ -205,9 +225,11 @@ class RequestMiddleware:
         finally:
             self._accepted -= 1
 
-    async def _run_app(self, scope: Scope, body: bytes | None, receive: Receive, send: Send) -> None:
+    async def _run_app(
+        self, scope: Scope, body: bytes | None, receive: Receive, send: Send, on_parsed: Callable[[], None]
+    ) -> None:
         """Run the application, and cancel it and its work if the client disconnects."""
-        context = RequestContext(self.settings.deadline_s)
+        context = RequestContext(self.settings.deadline_s, on_parsed)
         current_request.set(context)
         gone = asyncio.Event()
 
@@ -239,6 +261,10 @@ class RequestMiddleware:
             for task in (watcher, work):
                 task.cancel()
             await asyncio.gather(watcher, work, return_exceptions=True)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 async def _call_app(app: App, scope: Scope, receive: Receive, send: Send) -> None:

@@ -16,10 +16,12 @@ _ARRIVAL_NUMBERS = itertools.count()
 class RequestContext:
     """Deadline and cancellation of a request.
 
-    The event loop and the thread that answers the request share it.
+    The event loop and the thread that answers the request share it. on_parsed: called by the code that has read the
+    request out of its body, in the event loop.
     """
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, on_parsed: Callable[[], None] = lambda: None) -> None:
+        self.on_parsed = on_parsed
         self.number = next(_ARRIVAL_NUMBERS)  # order of arrival
         self.deadline = time.monotonic() + deadline_s
         self._lock = threading.Lock()

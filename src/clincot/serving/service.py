@@ -130,6 +130,7 @@ class AnswerService:
         """
         checked = _check_request(request, self.settings)
         context = current_request.get()
+        context.on_parsed()
         async with self._wait_for_turn(context):
             loop = asyncio.get_running_loop()
             try:
