@@ -190,19 +190,25 @@ def test_each_process_sees_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == ["3", "MIG-7f"]
 
 
-def test_an_error_that_cannot_be_sent_is_told_by_its_text() -> None:
-    """PromptTooLong is built from three numbers, and pickle would build it from its message."""
+@pytest.mark.parametrize(("name", "kind"), [("sent", PromptTooLong), ("told", RuntimeError)])
+def test_an_error_of_a_process_is_raised_or_told_by_its_text(name: str, kind: type[Exception]) -> None:
+    """Both are built from more than their message, of which pickle knows nothing; users' errors care for it."""
     try:
-        with pytest.raises(
-            RuntimeError, match="PromptTooLong: the model's limit is 10 tokens, and the request needs 12"
-        ):
-            run_on_devices(raise_prompt_too_long, [()], what="errors", unit="errors")
+        with pytest.raises(kind, match="the model's limit is 10 tokens, and the request needs 12"):
+            run_on_devices(fail, [(name,)], what="errors", unit="errors")
     finally:
         stop_device_workers()
 
 
-def raise_prompt_too_long() -> None:
-    raise PromptTooLong(8, 4, 10)
+class UnsendableError(Exception):
+    """An error that pickle cannot build again."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(f"the model's limit is {limit} tokens, and the request needs {tokens}")
+
+
+def fail(name: str) -> None:
+    raise PromptTooLong(8, 4, 10) if name == "sent" else UnsendableError(12, 10)
 
 
 @pytest.mark.parametrize("value", ["0", "two", "-1", "1.5"])
