@@ -194,7 +194,9 @@ def test_pictures_are_stacked_by_conversation_or_in_a_row() -> None:
     assert batch_pictures([]) == {}
 
 
-def test_views_of_large_images_are_rendered_ahead_and_kept_within_a_limit(tmp_path: Path) -> None:
+def test_views_of_large_images_are_rendered_ahead_and_kept_within_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """2048 x 1025 is above 2 << 20 pixels and 2048 x 1024 is not. A view of 40 x 20 has 800 pixels, 41 x 21 has 861."""
     large, small = (tmp_path / name for name in ("large.png", "small.png"))
     Image.effect_noise((2048, 1025), 60).convert("RGB").save(large)
@@ -204,12 +206,11 @@ def test_views_of_large_images_are_rendered_ahead_and_kept_within_a_limit(tmp_pa
         for path, side in ((large, 40), (large, 41), (small, 40))
     )
     direct = np.asarray(read_picture(first))
-    views = encoding._RenderedViews(limit=1_000)
-    views.render(first)
-    np.testing.assert_array_equal(np.asarray(views.get(first)), direct)
-    views.render(second)  # 1,661 pixels with the first one
-    assert views.get(first) is None
-    assert views.get(second) is not None
+    monkeypatch.setattr(encoding, "RENDERED_PIXELS", 1_000)
     encoding.render_ahead([first, of_small, ImageView(path=str(large), sha256="large", side_px=None)])
+    np.testing.assert_array_equal(np.asarray(read_picture(first)), direct)
     assert read_picture(first) is read_picture(first)
     assert read_picture(of_small) is not read_picture(of_small)
+    encoding.render_ahead([second])  # 1,661 pixels with the first one
+    assert read_picture(first) is not read_picture(first)
+    assert read_picture(second) is read_picture(second)

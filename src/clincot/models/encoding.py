@@ -13,7 +13,6 @@ compares), and the tokens that the policy wrote are known from character offsets
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +25,7 @@ from PIL import Image
 from clincot.errors import InvalidInput
 from clincot.geometry import REGION_MARKUP
 from clincot.images import measure_image, open_image, render_view
+from clincot.models.sized_cache import SizedCache
 from clincot.prompts import Conversation, ImageView, collect_views
 
 # Shape suffixes: B conversations, T tokens.
@@ -43,7 +43,7 @@ _TYPE_KEYS = ("mm_token_type_ids", "token_type_ids")
 _TEXTS_KEPT = 4096  # texts of pictures
 _ROWS_KEPT = 1024  # encoded texts, of some 50 bytes a token; a server has new ones with every region
 LARGE_PIXELS = 2 << 20  # of an image whose views are worth rendering ahead
-RENDERED_PIXELS = 16 << 20  # of all views that are kept, three bytes each
+RENDERED_PIXELS = 16 << 20  # of all views that are kept; Pillow has four bytes of each
 _FIRST_HIDDEN = 0xF0000  # private characters that stand for control words while a text is rendered and cut
 
 
@@ -72,7 +72,7 @@ class ChatTemplateError(InvalidInput):
 
 def read_picture(picture: ImageView) -> Image.Image:
     """The pixels of a view; not to be changed, since others may be given the same image."""
-    return _rendered_ahead.get(picture) or _render_picture(picture)
+    return _rendered_ahead.get(picture.key) or _render_picture(picture)
 
 
 def render_ahead(pictures: Iterable[ImageView]) -> None:
@@ -82,8 +82,13 @@ def render_ahead(pictures: Iterable[ImageView]) -> None:
     Views of their file's own size are left out, since they are as large as the file.
     """
     for picture in pictures:
-        if picture.side_px is not None and _count_pixels(picture.path) > LARGE_PIXELS:
-            _rendered_ahead.render(picture)
+        is_large = picture.side_px is not None and _count_pixels(picture.path) > LARGE_PIXELS
+        if is_large and picture.key not in _rendered_ahead:
+            _rendered_ahead.add(picture.key, _render_picture(picture))
+            _rendered_ahead.shrink(RENDERED_PIXELS)
+
+
+_rendered_ahead: SizedCache[Image.Image] = SizedCache(lambda view: view.width * view.height)
 
 
 def _render_picture(picture: ImageView) -> Image.Image:
@@ -99,38 +104,6 @@ def _open_cached(path: str) -> Image.Image:
 def _count_pixels(path: str) -> int:
     width, height = measure_image(Path(path))
     return width * height
-
-
-class _RenderedViews:
-    """Views that were rendered ahead, the latest of up to `limit` pixels together; for threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._pixels = 0
-        self._views: dict[str, Image.Image] = {}
-        self._lock = threading.Lock()
-
-    def get(self, picture: ImageView) -> Image.Image | None:
-        """The view, if it is there."""
-        return self._views.get(picture.key) if self._views else None
-
-    def render(self, picture: ImageView) -> None:
-        """Render the view, unless it is there."""
-        if self.get(picture) is not None:
-            return
-        view = _render_picture(picture)
-        with self._lock:
-            self._pixels += view.width * view.height - self._count(self._views.pop(picture.key, None))
-            self._views[picture.key] = view
-            while self._pixels > self._limit:
-                self._pixels -= self._count(self._views.pop(next(iter(self._views))))
-
-    @staticmethod
-    def _count(view: Image.Image | None) -> int:
-        return view.width * view.height if view is not None else 0
-
-
-_rendered_ahead = _RenderedViews(RENDERED_PIXELS)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from clincot.models.encoding import (
     batch_pictures,
     concatenate_pictures,
 )
+from clincot.models.sized_cache import SizedCache
 from clincot.models.work_count import WorkCount
 from clincot.prompts import ImageView
 
@@ -93,7 +93,7 @@ class PictureFeatures:
         self.model, self.encoder, self.output = model, encoder, output
         self.work = work or WorkCount()
         self._kept_bytes = (_choose_cache_mb(model.device) if kept_mb is None else kept_mb) << 20
-        self._features: _FeatureCache | None = None
+        self._features: SizedCache[PictureFeature] | None = None
 
     def __call__(self, pictures: Sequence[ImageView]) -> torch.Tensor:
         """(F, T, H) features of the pictures' frames, in order; each distinct picture is encoded once.
@@ -114,7 +114,7 @@ class PictureFeatures:
         missing = {key: picture for key, picture in keyed if key not in cache}
         for key, feature in self._compute_features(missing):
             cache.add(key, feature)
-        features = [cache.use(key) for key, _ in keyed]
+        features = [cache[key] for key, _ in keyed]
         cache.shrink(self._kept_bytes)
         return features
 
@@ -131,11 +131,11 @@ class PictureFeatures:
         layers = [list(layer) for layer in zip(*of_pictures, strict=True)]
         return BaseModelOutputWithDeepstackFeatures(pooler_output=pooled, deepstack_features=layers)
 
-    def _get_cache(self) -> _FeatureCache:
+    def _get_cache(self) -> SizedCache[PictureFeature]:
         if self._features is None:
             processing = self.encoder.processor.image_processor.to_json_string()
             key = _hash_vision_weights(self.model, self.output, processing)
-            self._features = _FEATURE_CACHES.setdefault(key, _FeatureCache())
+            self._features = _FEATURE_CACHES.setdefault(key, SizedCache(lambda feature: feature.nbytes))
         return self._features
 
     def _compute_features(self, missing: dict[str, ImageView]) -> Iterator[tuple[str, PictureFeature]]:
@@ -203,35 +203,7 @@ def list_shown(conversations: Sequence[EncodedConversation]) -> list[tuple[Image
     return shown
 
 
-class _FeatureCache:
-    """Features by key, the most recently used last, and their size together."""
-
-    def __init__(self) -> None:
-        self._features: OrderedDict[str, PictureFeature] = OrderedDict()
-        self._nbytes = 0
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._features
-
-    def add(self, key: str, feature: PictureFeature) -> None:
-        self._features[key] = feature
-        self._nbytes += feature.nbytes
-
-    def use(self, key: str) -> PictureFeature:
-        self._features.move_to_end(key)
-        return self._features[key]
-
-    def shrink(self, most_bytes: int) -> None:
-        """Drop what was used longest ago; the last one stays, however large it is."""
-        while self._nbytes > most_bytes and len(self._features) > 1:
-            self._nbytes -= self._features.popitem(last=False)[1].nbytes
-
-    def clear(self) -> None:
-        self._features.clear()
-        self._nbytes = 0
-
-
-_FEATURE_CACHES: dict[str, _FeatureCache] = {}
+_FEATURE_CACHES: dict[str, SizedCache[PictureFeature]] = {}
 
 
 def clear_feature_caches() -> None:

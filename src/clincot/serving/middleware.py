@@ -123,18 +123,17 @@ class RequestMiddleware:
 
         Raises ApiError: 408 if the client is too slow, 413 if the body is too large, 429 if there was no room in time.
         """
-        settings, chunks, size, began = self.settings, [], 0, time.monotonic()
+        settings, body, began = self.settings, bytearray(), time.monotonic()
         try:
             async with asyncio.timeout(settings.body_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise RequestCancelled
-                    chunks.append(message.get("body", b""))
-                    size += len(chunks[-1])
-                    if size > settings.max_body_bytes:
+                    body += message.get("body", b"")
+                    if len(body) > settings.max_body_bytes:
                         raise _build_size_error(settings)
-                    await lease.grow_to(size)
+                    await lease.grow_to(len(body))
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
@@ -143,7 +142,7 @@ class RequestMiddleware:
             raise build_slow_body_error(settings) from None
         self._bodies.complete(lease)
         metrics.observe_stage("body", time.monotonic() - began)
-        return b"".join(chunks)
+        return bytes(body)
 
     @asynccontextmanager
     async def _pace_large_body(self, size: int) -> AsyncIterator[Callable[[], None]]:
@@ -154,21 +153,15 @@ class RequestMiddleware:
         async with AsyncExitStack() as stack:
             end_turn: Callable[[], None] = _do_nothing
             if size > LARGE_BODY_BYTES:
-                try:
-                    async with asyncio.timeout(self.settings.body_s):
-                        end_turn = await stack.enter_async_context(self._large_bodies.take())
-                except TimeoutError:
-                    raise self._build_queue_error() from None
+                async with self._limit_wait():
+                    end_turn = await stack.enter_async_context(self._large_bodies.take())
             yield end_turn
 
     @asynccontextmanager
     async def wait_for_room(self, turns: asyncio.Semaphore) -> AsyncIterator[None]:
         """Hold one of the turns. Raises ApiError (429) if none is free in time."""
-        try:
-            async with asyncio.timeout(self.settings.body_s):
-                await turns.acquire()
-        except TimeoutError:
-            raise self._build_queue_error() from None
+        async with self._limit_wait():
+            await turns.acquire()
         try:
             yield
         finally:
@@ -181,13 +174,19 @@ class RequestMiddleware:
         Raises ApiError (429) if there was no room in time.
         """
         async with self._bodies.open_lease() as lease:
-            try:
-                async with asyncio.timeout(self.settings.body_s):
-                    await lease.grow_to(size)
-            except TimeoutError:
-                raise self._build_queue_error() from None
+            async with self._limit_wait():
+                await lease.grow_to(size)
             self._bodies.complete(lease)
             yield
+
+    @asynccontextmanager
+    async def _limit_wait(self) -> AsyncIterator[None]:
+        """Wait for room or a turn in this block. Raises ApiError (429) if it takes longer than a body may."""
+        try:
+            async with asyncio.timeout(self.settings.body_s):
+                yield
+        except TimeoutError:
+            raise self._build_queue_error() from None
 
     def check_queue(self) -> None:
         """Raise ApiError (429) if no slot is free, for running or waiting."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from clincot.config import PairConfig
@@ -21,17 +22,17 @@ def pair(config: PairConfig, inputs: Paths, outputs: Paths) -> Metrics:
 
     candidates = read_records(inputs["candidates"], Candidate)
     scores = read_records(inputs["scores"], PanelScore)
-    knowledge = _measure_knowledge(config, inputs) if config.min_agreement > 0 else None
-    topics = None
-    if config.max_answer_bias < 1 and "questions" in inputs:
+    topics: dict[str, str] | None = None
+    if "questions" in inputs:
         topics = {q.id: q.topic or q.kind for q in read_records(inputs["questions"], Question)}
+    knowledge = _measure_knowledge(config, inputs, topics or {}) if config.min_agreement > 0 else None
     pairs, report = make_pairs(candidates, scores, config, knowledge=knowledge, topics=topics)
     write_records(outputs["pairs"], pairs)
     write_json(outputs["pair_report"], report.model_dump(mode="json"))
     return {"pairs": len(pairs)}
 
 
-def _measure_knowledge(config: PairConfig, inputs: Paths) -> PanelKnowledge:
+def _measure_knowledge(config: PairConfig, inputs: Paths, topics: Mapping[str, str]) -> PanelKnowledge:
     from clincot.judging.topic_agreement import CandidateGroups, PanelKnowledge, measure_group_agreement
 
     needed = _OPTIONAL_INPUTS if config.agreement_by == "grounder" else ("questions", "judgements")
@@ -40,7 +41,6 @@ def _measure_knowledge(config: PairConfig, inputs: Paths) -> PanelKnowledge:
     grounders = None
     if config.agreement_by == "grounder":
         grounders = {region.id: region.grounder for region in read_records(inputs["regions"], Region)}
-    topics = {q.id: q.topic or q.kind for q in read_records(inputs["questions"], Question)}
     groups = CandidateGroups(topics, grounders)
     agreement = measure_group_agreement(
         read_records(inputs["candidates"], Candidate), read_records(inputs["judgements"], Judgement), groups
